@@ -6,7 +6,13 @@ Four kinds say what is wrong with data or arguments; each message states the rul
 
 from __future__ import annotations
 
-__all__ = ["CorruptDataError", "InvalidArgumentError", "LogitStoreError", "TruncatedDataError", "UnsupportedVersionError"]
+__all__ = [
+    "CorruptDataError",
+    "InvalidArgumentError",
+    "LogitStoreError",
+    "TruncatedDataError",
+    "UnsupportedVersionError",
+]
 
 
 class LogitStoreError(Exception):
@@ -24,9 +30,7 @@ class LogitStoreError(Exception):
         Number of the row in the store, counted from 0.
     """
 
-    def __init__(
-        self, message: str, *, path: object = None, shard: int | None = None, row: int | None = None
-    ) -> None:
+    def __init__(self, message: str, *, path: object = None, shard: int | None = None, row: int | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.path = None if path is None else str(path)

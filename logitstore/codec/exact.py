@@ -1,0 +1,222 @@
+"""The ``exact`` codec: arrays to chunks and back, bit for bit.
+
+Three kinds of arrays: *ids* (rows of ascending token ids), *values* (rows of float16 or uint8 that belong to ids), and
+*flat* arrays (one number or a few per row). The functions here check, choose block sizes and put the header around
+what `fast` (or, for tests, `reference`) codes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from logitstore import layout
+from logitstore.codec import fast, reference
+from logitstore.codec.header import ChunkHeader, Column, finish_chunk, read_header
+from logitstore.codec.transform import BITS_DTYPE, NATIVE_DTYPE, common_shift
+from logitstore.errors import CorruptDataError, InvalidArgumentError
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike, NDArray
+    from typing_extensions import Buffer
+
+__all__ = ["Kind", "decode", "decode_slice", "encode"]
+
+Kind = Literal["ids", "values", "flat"]
+
+_KINDS: dict[str, int] = {"ids": layout.KIND_IDS, "values": layout.KIND_VALUES, "flat": layout.KIND_FLAT}
+_CODES: dict[str, dict[np.dtype[Any], int]] = {
+    "ids": {np.dtype("u4"): layout.DTYPE_UINT32},
+    "values": {np.dtype("f2"): layout.DTYPE_FLOAT16, np.dtype("u1"): layout.DTYPE_UINT8},
+    "flat": {
+        np.dtype("u1"): layout.DTYPE_UINT8,
+        np.dtype("u4"): layout.DTYPE_UINT32,
+        np.dtype("f4"): layout.DTYPE_FLOAT32,
+    },
+}
+
+
+def encode(array: NDArray[Any], kind: Kind, *, vocab_size: int = 0, use_reference: bool = False) -> bytes:
+    """Encode one chunk.
+
+    Parameters
+    ----------
+    array
+        ``ids``: ``(R, K)`` uint32, ascending in each row, unused slots last and ``0xFFFFFFFF``.
+        ``values``: ``(R, K)`` float16 or uint8; a trailing run of ``-inf`` (float16) or 0 (uint8) counts as unused.
+        ``flat``: any shape, uint8, uint32 or float32.
+    kind
+        Which of the three.
+    vocab_size
+        For ``ids``: the bound they are checked against, 1 to 2^31.
+    use_reference
+        Use the plain implementation. Same bytes.
+
+    Raises
+    ------
+    InvalidArgumentError
+        The array's type or shape does not fit the kind, or ids are not ascending or not below ``vocab_size``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> ids = np.array([[2, 3, 9], [5, 0xFFFFFFFF, 0xFFFFFFFF]], np.uint32)
+    >>> chunk = encode(ids, "ids", vocab_size=10)
+    >>> decode(chunk, "ids", shape=(2, 3), dtype="u4", vocab_size=10).tolist()
+    [[2, 3, 9], [5, 4294967295, 4294967295]]
+    """
+    dtype = _dtype_code(kind, array.dtype)
+    if kind == "ids" and not 1 <= vocab_size <= layout.MAX_VOCAB_SIZE:
+        raise InvalidArgumentError(f"ids need a vocabulary size of 1 to 2^31, found {vocab_size}")
+    bits = np.ascontiguousarray(array).view(BITS_DTYPE[dtype])
+    elements = bits.size
+    if kind == "flat":
+        bits = np.pad(bits.reshape(-1), (0, -elements % layout.FLAT_GROUP), mode="edge" if elements else "empty")
+        bits = bits.reshape(-1, layout.FLAT_GROUP)
+    elif bits.ndim != 2 or not bits.shape[1]:
+        raise InvalidArgumentError(f"{kind} have shape (rows, slots) with at least one slot, found {array.shape}")
+
+    shift = 0
+    if kind == "ids":
+        counts, residuals = fast.gaps_of_ids(bits, vocab_size)
+        bases = np.zeros(len(bits), np.uint32)
+    else:
+        shift = common_shift(bits, dtype)  # -inf in unused slots has no low bits set: it never lowers the shift
+        counts, bases, residuals = fast.residuals_of_bits(bits, dtype, shift, ragged=kind == "values")
+        if kind == "flat" and elements:
+            counts[-1] = elements - layout.FLAT_GROUP * (len(counts) - 1)
+    block_log2 = _block_log2(kind, int(counts.sum()), len(counts))
+    if use_reference:
+        rows = [row[:n].tolist() for row, n in zip(residuals, counts, strict=True)]
+        base, row_lengths, words = reference.encode_payload(rows, block_log2)
+        lengths, payload = np.array(row_lengths, np.int64), words.tobytes()
+    else:
+        base, lengths, payload = fast.encode_rows(residuals, counts, block_log2)
+    return _assemble(kind, dtype, block_log2, base, bits.shape, vocab_size, shift, counts, lengths, bases, payload)
+
+
+def decode(
+    data: Buffer,
+    kind: Kind,
+    *,
+    shape: tuple[int, ...],
+    dtype: DTypeLike,
+    vocab_size: int = 0,
+    verify: bool = True,
+    use_reference: bool = False,
+) -> NDArray[Any]:
+    """Decode one chunk to an array of ``shape`` and ``dtype``; inverse of `encode`.
+
+    Raises
+    ------
+    CorruptDataError
+        The bytes break a rule of the format, or hold another kind, shape, type or vocabulary than asked for.
+    UnsupportedVersionError
+        The chunk was written by a newer version of the codec.
+    """
+    if kind == "flat":
+        elements = int(np.prod(shape, dtype=np.int64))
+        array = decode_slice(
+            data, kind, shape=(elements,), dtype=dtype, start=0, stop=elements, verify=verify,
+            use_reference=use_reference,
+        )  # fmt: skip
+        return array.reshape(shape)
+    return decode_slice(
+        data, kind, shape=shape, dtype=dtype, start=0, stop=shape[0], vocab_size=vocab_size, verify=verify,
+        use_reference=use_reference,
+    )  # fmt: skip
+
+
+def decode_slice(
+    data: Buffer,
+    kind: Kind,
+    *,
+    shape: tuple[int, ...],
+    dtype: DTypeLike,
+    start: int,
+    stop: int,
+    vocab_size: int = 0,
+    verify: bool = True,
+    use_reference: bool = False,
+) -> NDArray[Any]:
+    """Decode entries ``start:stop`` of the first axis of a chunk (of a one-dimensional one, for ``flat``).
+
+    Only the rows asked for are decoded. Errors as `decode`.
+    """
+    view = memoryview(data).cast("B").toreadonly()
+    header = read_header(view, verify=verify)
+    code = _dtype_code(kind, np.dtype(dtype))
+    if kind == "flat":
+        expected = (_KINDS[kind], code, -(-shape[0] // layout.FLAT_GROUP), layout.FLAT_GROUP, 0)
+        if header.entries != shape[0]:
+            raise CorruptDataError(f"the chunk holds {header.entries} elements, expected {shape[0]}")
+    else:
+        expected = (_KINDS[kind], code, shape[0], shape[1], vocab_size if kind == "ids" else 0)
+    found = (header.kind, header.dtype, header.rows, header.slots, header.bound)
+    if found != expected:
+        raise CorruptDataError(f"the chunk has (kind, type, rows, slots, vocabulary) {found}, expected {expected}")
+    group = layout.FLAT_GROUP if kind == "flat" else 1
+    first, last = start // group, -(-stop // group)
+    if use_reference:
+        bits = reference.decode_payload(header, view, first, last)
+    else:
+        bits = fast.decode_rows(header, np.frombuffer(view, np.uint8), first, last)
+    if kind == "flat":
+        bits = bits.reshape(-1)[start - first * group : stop - first * group]
+    return bits.view(NATIVE_DTYPE[code])
+
+
+def _dtype_code(kind: Kind, dtype: np.dtype[Any]) -> int:
+    try:
+        return _CODES[kind][dtype]
+    except KeyError:
+        allowed = ", ".join(str(known) for known in _CODES.get(kind, {}))
+        raise InvalidArgumentError(f"kind {kind!r} holds arrays of type {allowed or 'none'}, found {dtype}") from None
+
+
+def _block_log2(kind: Kind, entries: int, rows: int) -> int:
+    """Entries that share a parameter: few where neighbours differ much (ids of short rows), many elsewhere."""
+    mean = entries / rows if rows else 0
+    if kind == "ids":
+        return 4 if mean <= 256 else 5 if mean <= 1024 else 6
+    return 5 if kind == "values" and mean <= 64 else 6
+
+
+def _assemble(
+    kind: Kind,
+    dtype: int,
+    block_log2: int,
+    base: int,
+    shape: tuple[int, ...],
+    vocab_size: int,
+    shift: int,
+    counts: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    bases: NDArray[np.uint32],
+    payload: bytes,
+) -> bytes:
+    entries = int(counts.sum())
+    if kind == "flat":
+        counts = np.full(len(counts), layout.FLAT_GROUP, np.int64)
+    count_column, packed_counts = fast.pack_column(counts)
+    length_column, packed_lengths = fast.pack_column(lengths)
+    base_column, packed_bases = (Column(0, 0), b"") if kind == "ids" else fast.pack_column(bases)
+    if kind == "flat":
+        count_column = Column(layout.FLAT_GROUP, 0)
+    header = ChunkHeader(
+        kind=_KINDS[kind],
+        dtype=dtype,
+        block_log2=block_log2,
+        parameter_base=base,
+        rows=shape[0],
+        slots=shape[1],
+        bound=vocab_size if kind == "ids" else 0,
+        shift=shift,
+        counts=count_column,
+        lengths=length_column,
+        bases=base_column,
+        payload_words=len(payload) // 4,
+        entries=entries,
+    )
+    return finish_chunk(bytearray(header.pack() + packed_counts + packed_lengths + packed_bases + payload))

@@ -1,0 +1,192 @@
+"""The fixed header of an ``exact`` chunk: written, read and checked here, for every implementation of the codec."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import google_crc32c
+import numpy as np
+
+from logitstore import layout
+from logitstore.errors import CorruptDataError, TruncatedDataError, UnsupportedVersionError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ["ChunkHeader", "Column", "finish_chunk", "read_header"]
+
+_DTYPES_OF_KIND = {
+    layout.KIND_IDS: (layout.DTYPE_UINT32,),
+    layout.KIND_VALUES: (layout.DTYPE_FLOAT16, layout.DTYPE_UINT8),
+    layout.KIND_FLAT: (layout.DTYPE_UINT8, layout.DTYPE_UINT32, layout.DTYPE_FLOAT32),
+}
+DTYPE_BITS = {
+    layout.DTYPE_UINT8: 8,
+    layout.DTYPE_FLOAT16: 16,
+    layout.DTYPE_UINT32: 32,
+    layout.DTYPE_FLOAT32: 32,
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the row table: each row's value is ``minimum`` plus ``width`` packed bits."""
+
+    minimum: int
+    width: int
+
+    def words(self, rows: int) -> int:
+        """32-bit words the packed part takes for ``rows`` rows."""
+        return -(-rows * self.width // 32)
+
+
+@dataclass(frozen=True)
+class ChunkHeader:
+    """What the first 48 bytes of a chunk say; see ``spec/FORMAT.md``, "Chunk"."""
+
+    kind: int
+    dtype: int
+    block_log2: int
+    parameter_base: int
+    rows: int
+    slots: int
+    bound: int
+    shift: int
+    counts: Column
+    lengths: Column
+    bases: Column
+    payload_words: int
+    entries: int
+
+    @property
+    def columns_bytes(self) -> int:
+        """Bytes of the three packed columns that follow the header."""
+        return 4 * sum(column.words(self.rows) for column in (self.counts, self.lengths, self.bases))
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of the whole chunk, checksum included."""
+        return layout.CHUNK_HEADER_BYTES + self.columns_bytes + 4 * self.payload_words + layout.CRC_BYTES
+
+    def pack(self) -> bytes:
+        """Return the 48 header bytes."""
+        return struct.pack(
+            layout.CHUNK_HEADER,
+            layout.CHUNK_MAGIC,
+            self.kind,
+            self.dtype,
+            self.block_log2,
+            self.parameter_base,
+            self.rows,
+            self.slots,
+            self.bound,
+            self.shift,
+            self.counts.width,
+            self.lengths.width,
+            self.bases.width,
+            self.counts.minimum,
+            self.lengths.minimum,
+            self.bases.minimum,
+            self.payload_words,
+            self.entries,
+            0,
+        )
+
+
+def finish_chunk(body: bytearray) -> bytes:
+    """Append the checksum to ``body`` (header, columns, payload)."""
+    body += struct.pack("<I", google_crc32c.value(bytes(body)))
+    return bytes(body)
+
+
+def read_header(data: Buffer, *, verify: bool = True) -> ChunkHeader:
+    """Read and check a chunk's header, its length and, unless ``verify`` is False, its checksum.
+
+    Parameters
+    ----------
+    data
+        All bytes of the chunk.
+    verify
+        Whether to compute the crc32c over the chunk. Everything else is always checked.
+
+    Raises
+    ------
+    TruncatedDataError
+        The bytes are fewer than the header says.
+    CorruptDataError
+        The bytes break a rule.
+    UnsupportedVersionError
+        The chunk was written by a newer version of the codec.
+    """
+    view = memoryview(data).cast("B")
+    if len(view) < layout.CHUNK_HEADER_BYTES + layout.CRC_BYTES:
+        raise TruncatedDataError(
+            f"a chunk has at least {layout.CHUNK_HEADER_BYTES + layout.CRC_BYTES} bytes, found {len(view)}"
+        )
+    fields = struct.unpack_from(layout.CHUNK_HEADER, view)
+    magic, kind, dtype, block_log2, parameter_base, rows, slots, bound = fields[:8]
+    shift, count_width, length_width, base_width, count_min, length_min, base_min = fields[8:15]
+    payload_words, entries, reserved = fields[15:]
+    if magic != layout.CHUNK_MAGIC:
+        if magic[:3] == layout.CHUNK_MAGIC[:3]:
+            raise UnsupportedVersionError(f"chunk version {magic[3:]!r} is newer than this logitstore reads (b'1')")
+        raise CorruptDataError(f"a chunk starts with {layout.CHUNK_MAGIC!r}, found {magic!r}")
+    header = ChunkHeader(
+        kind, dtype, block_log2, parameter_base, rows, slots, bound, shift,
+        Column(count_min, count_width), Column(length_min, length_width), Column(base_min, base_width),
+        payload_words, entries,
+    )  # fmt: skip
+    _check_fields(header, reserved)
+    if len(view) != header.chunk_bytes:
+        kind_of_error = TruncatedDataError if len(view) < header.chunk_bytes else CorruptDataError
+        raise kind_of_error(f"the chunk's header says {header.chunk_bytes} bytes, found {len(view)}")
+    if verify:
+        stored = struct.unpack_from("<I", view, len(view) - layout.CRC_BYTES)[0]
+        computed = google_crc32c.value(np.frombuffer(view[: -layout.CRC_BYTES], np.uint8))
+        if stored != computed:
+            raise CorruptDataError(f"chunk checksum is {stored:#010x}, its bytes give {computed:#010x}")
+    return header
+
+
+def _check_fields(header: ChunkHeader, reserved: int) -> None:
+    def require(condition: bool, rule: str, found: object) -> None:
+        if not condition:
+            raise CorruptDataError(f"{rule}, found {found}")
+
+    require(header.kind in _DTYPES_OF_KIND, "a chunk's kind is 1, 2 or 3", header.kind)
+    require(
+        header.dtype in _DTYPES_OF_KIND[header.kind],
+        f"a chunk of kind {header.kind} has a type out of {_DTYPES_OF_KIND[header.kind]}",
+        header.dtype,
+    )
+    require(
+        layout.BLOCK_LOG2_MIN <= header.block_log2 <= layout.BLOCK_LOG2_MAX,
+        "block_log2 is 4, 5 or 6", header.block_log2,
+    )  # fmt: skip
+    require(header.parameter_base <= layout.PARAMETER_MAX, "parameter_base is at most 31", header.parameter_base)
+    require(reserved == 0, "the reserved word is 0", reserved)
+    for name in ("counts", "lengths", "bases"):
+        column: Column = getattr(header, name)
+        require(column.width <= 32, f"the width of {name} is at most 32", column.width)
+    require(1 <= header.slots < layout.MAX_SLOTS, "a row has 1 to 2^31-1 slots", header.slots)
+    bits = DTYPE_BITS[header.dtype]
+    if header.kind == layout.KIND_IDS:
+        require(1 <= header.bound <= layout.MAX_VOCAB_SIZE, "the vocabulary has 1 to 2^31 ids", header.bound)
+        require(header.shift == 0, "shift is 0 for ids", header.shift)
+        require(header.bases == Column(0, 0), "ids have no bases", header.bases)
+    else:
+        require(header.bound == 0, "bound is 0 unless the chunk holds ids", header.bound)
+        require(header.shift < bits, f"shift is below {bits}", header.shift)
+    if header.kind == layout.KIND_FLAT:
+        require(header.slots == layout.FLAT_GROUP, f"a flat group has {layout.FLAT_GROUP} slots", header.slots)
+        require(header.counts == Column(layout.FLAT_GROUP, 0), f"flat counts are {layout.FLAT_GROUP}", header.counts)
+        require(
+            header.rows == -(-header.entries // layout.FLAT_GROUP),
+            f"{header.entries} flat elements make {-(-header.entries // layout.FLAT_GROUP)} groups", header.rows,
+        )  # fmt: skip
+    require(
+        header.payload_words >= layout.GUARD_WORDS, f"a payload has {layout.GUARD_WORDS} guard words",
+        header.payload_words,
+    )  # fmt: skip

@@ -1,0 +1,70 @@
+"""From array elements to the unsigned integers the coder sees, and back; and how many slots of a row are used.
+
+A float is mapped to a *key* that grows with the float, so that values close together have keys close together. Where
+every element of a chunk has ``shift`` trailing zero bits (a bfloat16 teacher's logits in float16 have three) they are
+cut off first.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from logitstore import layout
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["BITS_DTYPE", "NATIVE_DTYPE", "UNUSED", "bits_from_keys", "common_shift", "keys_from_bits"]
+
+NATIVE_DTYPE: dict[int, np.dtype[Any]] = {
+    layout.DTYPE_UINT8: np.dtype("<u1"),
+    layout.DTYPE_FLOAT16: np.dtype("<f2"),
+    layout.DTYPE_UINT32: np.dtype("<u4"),
+    layout.DTYPE_FLOAT32: np.dtype("<f4"),
+}
+BITS_DTYPE: dict[int, np.dtype[Any]] = {
+    layout.DTYPE_UINT8: np.dtype("<u1"),
+    layout.DTYPE_FLOAT16: np.dtype("<u2"),
+    layout.DTYPE_UINT32: np.dtype("<u4"),
+    layout.DTYPE_FLOAT32: np.dtype("<u4"),
+}
+"""Unsigned integers as wide as each type."""
+
+UNUSED: dict[int, int] = {
+    layout.DTYPE_UINT8: 0,
+    layout.DTYPE_FLOAT16: 0xFC00,  # -inf
+    layout.DTYPE_UINT32: layout.UNUSED_ID,
+}
+"""Bits of an unused slot, for the types that have rows of slots."""
+
+_FLOATS = (layout.DTYPE_FLOAT16, layout.DTYPE_FLOAT32)
+
+
+def common_shift(bits: NDArray[Any], dtype: int) -> int:
+    """Trailing zero bits that all elements share; 0 for integer types and where there is no non-zero element."""
+    if dtype not in _FLOATS:
+        return 0
+    union = int(np.bitwise_or.reduce(bits, axis=None)) if bits.size else 0
+    # The sign and exponent stay: cutting them would leave nothing to order by.
+    limit = 10 if dtype == layout.DTYPE_FLOAT16 else 23
+    return min((union & -union).bit_length() - 1, limit) if union else 0
+
+
+def keys_from_bits(bits: NDArray[Any], dtype: int, shift: int) -> NDArray[np.uint32]:
+    """Return ``uint32`` keys of the elements whose bits are given; same shape."""
+    keys = bits.astype(np.uint32) >> np.uint32(shift)
+    if dtype not in _FLOATS:
+        return keys
+    half = np.uint32(1 << (8 * bits.dtype.itemsize - 1 - shift))
+    return np.where(keys & half, half + (half - np.uint32(1)) - keys, keys | half)
+
+
+def bits_from_keys(keys: NDArray[np.uint32], dtype: int, shift: int) -> NDArray[Any]:
+    """Inverse of `keys_from_bits`."""
+    target = BITS_DTYPE[dtype]
+    if dtype in _FLOATS:
+        half = np.uint32(1 << (8 * target.itemsize - 1 - shift))
+        keys = np.where(keys & half, keys ^ half, half + (half - np.uint32(1)) - keys)
+    return (keys << np.uint32(shift)).astype(target)

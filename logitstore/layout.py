@@ -1,0 +1,56 @@
+"""Every number of the on-disk format, in one place. ``spec/FORMAT.md`` gives each one its reason.
+
+All integers are little-endian and unsigned. Bit streams are filled from the least significant bit of each byte.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+FORMAT_NAME: Final = "logitstore"
+FORMAT_VERSION: Final = (1, 0)
+"""``(major, minor)``: readers refuse a higher major and accept any minor."""
+
+# --- unused slots and missing values -------------------------------------------------------------------------------
+UNUSED_ID: Final = 0xFFFFFFFF
+MAX_VOCAB_SIZE: Final = 1 << 31
+MAX_SLOTS: Final = 1 << 31
+MAX_CHUNK_BYTES: Final = 1 << 31
+
+# --- exact codec: a chunk ------------------------------------------------------------------------------------------
+CHUNK_MAGIC: Final = b"LGX1"
+CHUNK_HEADER: Final = "<4sBBBBIIIBBBBIIIIII"
+CHUNK_HEADER_BYTES: Final = 48
+CRC_BYTES: Final = 4
+KIND_IDS: Final = 1
+KIND_VALUES: Final = 2
+KIND_FLAT: Final = 3
+DTYPE_UINT8: Final = 1
+DTYPE_FLOAT16: Final = 2
+DTYPE_UINT32: Final = 3
+DTYPE_FLOAT32: Final = 4
+BLOCK_LOG2_MIN: Final = 4
+BLOCK_LOG2_MAX: Final = 6
+PARAMETER_BITS: Final = 4
+PARAMETER_MAX: Final = 31
+FLAT_GROUP: Final = 256
+GUARD_WORDS: Final = 2
+
+# --- shard files ---------------------------------------------------------------------------------------------------
+SHARD_MAGIC: Final = b"LGSHARD1"
+SHARD_HEADER: Final = "<8s16s16sIIQI4x"
+"""magic, store id, field name (ASCII, zero-padded), shard number, rows in the shard, first row, crc32c."""
+SHARD_HEADER_BYTES: Final = 64
+FRAME_MAGIC: Final = b"LGFR"
+FRAME_HEADER: Final = "<4sIIIQII"
+"""magic, shard number, chunk number in the shard, payload bytes, first row, payload crc32c, header crc32c."""
+FRAME_HEADER_BYTES: Final = 32
+FRAME_ALIGNMENT: Final = 8
+EMPTY_CHUNK: Final = (1 << 64) - 1
+
+# --- store ---------------------------------------------------------------------------------------------------------
+MANIFEST_FILE: Final = "manifest.json"
+SHARD_TABLE_FILE: Final = "shards.jsonl"
+BUILD_RECORD_FILE: Final = "build.json"
+MAX_MANIFEST_BYTES: Final = 16 << 20
+MAX_SHARD_RECORD_BYTES: Final = 1 << 16
