@@ -1,0 +1,1 @@
+"""Containers: how encoded chunks lie in files, and which files make a store."""

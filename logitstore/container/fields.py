@@ -1,0 +1,211 @@
+"""The arrays of a store: their types, their chunking, and their Zarr v3 metadata."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from logitstore import layout
+from logitstore.codec import decode_slice, encode
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from typing_extensions import Buffer
+
+__all__ = ["DOCUMENT_FIELDS", "Field", "array_metadata", "group_metadata", "row_fields", "rows_per_shard_for"]
+
+Kind = Literal["ids", "values", "flat", "raw"]
+
+_CHUNK_TARGET_BYTES = 512 << 10
+_SHARD_TARGET_BYTES = 64 << 20
+_FLAT_CHUNK_ROWS = 16384
+_DOCUMENTS_PER_CHUNK = 1 << 10
+DOCUMENTS_PER_SHARD = 1 << 16
+
+
+@dataclass(frozen=True)
+class Field:
+    """One array of a store.
+
+    Attributes
+    ----------
+    name
+        Name of the Zarr array.
+    dtype
+        NumPy type string, little-endian.
+    kind
+        How a chunk is coded: ``ids``, ``values`` and ``flat`` by the ``exact`` codec, ``raw`` as plain bytes.
+    columns
+        Length of the second axis, or None for a one-dimensional array.
+    chunk_rows
+        Rows of a chunk.
+    vocab_size
+        Bound of the ids; 0 for all other kinds.
+    """
+
+    name: str
+    dtype: str
+    kind: Kind
+    columns: int | None
+    chunk_rows: int
+    vocab_size: int = 0
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of one row."""
+        return () if self.columns is None else (self.columns,)
+
+    @property
+    def chunk_shape(self) -> tuple[int, ...]:
+        """Shape of one chunk."""
+        return (self.chunk_rows, *self.row_shape)
+
+    def file_name(self, shard: int) -> str:
+        """Name of a shard's file below the store: its Zarr key."""
+        return f"{self.name}/c.{shard}" + ("" if self.columns is None else ".0")
+
+    def unused_rows(self, rows: int) -> NDArray[Any]:
+        """Rows that hold nothing; they fill the last chunk."""
+        return np.full((rows, *self.row_shape), _FILL[self.name], self.dtype)
+
+    def encode_chunk(self, array: NDArray[Any]) -> bytes:
+        """Encode ``chunk_shape`` elements."""
+        if self.kind == "raw":
+            body = array.astype(self.dtype, copy=False).tobytes()
+            return body + _crc32c(body).to_bytes(layout.CRC_BYTES, "little")
+        return encode(array, self.kind, vocab_size=self.vocab_size)
+
+    def decode_chunk(self, data: Buffer, start: int, stop: int) -> NDArray[Any]:
+        """Decode rows ``start:stop`` of a chunk whose checksum has been dealt with."""
+        if self.kind == "raw":
+            # Length was checked against the chunk shape by the caller's frame; crc32c follows the elements.
+            return np.frombuffer(memoryview(data), self.dtype, self.chunk_rows)[start:stop]
+        if self.kind == "flat":
+            width = self.columns or 1
+            flat = decode_slice(
+                data, "flat", shape=(self.chunk_rows * width,), dtype=self.dtype, start=start * width,
+                stop=stop * width, verify=False,
+            )  # fmt: skip
+            return flat.reshape(stop - start, *self.row_shape)
+        return decode_slice(
+            data, self.kind, shape=self.chunk_shape, dtype=self.dtype, start=start, stop=stop,
+            vocab_size=self.vocab_size, verify=False,
+        )  # fmt: skip
+
+
+_FILL: dict[str, Any] = {
+    "tokens": 0,
+    "ids": layout.UNUSED_ID,
+    "logprobs": -np.inf,
+    "logits": -np.inf,
+    "counts": 0,
+    "lse": np.nan,
+    "label_logprob": np.nan,
+    "mask": 0,
+    "lse_T": np.nan,
+    "doc_offsets": 0,
+    "doc_lines": 0,
+}
+
+DOCUMENT_FIELDS = (
+    Field("doc_offsets", "<i8", "raw", None, _DOCUMENTS_PER_CHUNK),
+    Field("doc_lines", "<i8", "raw", None, _DOCUMENTS_PER_CHUNK),
+)
+"""Arrays with one entry per document and one more: first row, and first byte of the line in documents.jsonl."""
+
+
+def rows_per_shard_for(slots: int) -> int:
+    """Rows that make shards of about 64 MiB: a power of two."""
+    rows = _SHARD_TARGET_BYTES // max(1, slots * 5 // 2)
+    return min(1 << 20, max(1 << 10, _power_of_two_below(rows)))
+
+
+def row_fields(
+    *, slots: int, vocab_size: int, values: str, counts: bool, temperatures: int, rows_per_shard: int
+) -> tuple[Field, ...]:
+    """Return the arrays with one row per token, in the order they are written.
+
+    Parameters
+    ----------
+    slots
+        ``K``, the width of a row.
+    vocab_size
+        The teacher's real vocabulary size.
+    values
+        ``"logprob"`` or ``"logit"``.
+    counts
+        Whether draws are counted.
+    temperatures
+        Number of further temperatures whose log-sum-exp is kept.
+    rows_per_shard
+        No chunk is longer than a shard.
+    """
+    wide = min(rows_per_shard, 4096, max(1, _power_of_two_below(_CHUNK_TARGET_BYTES // (4 * slots))))
+    flat = min(rows_per_shard, _FLAT_CHUNK_ROWS)
+    fields = [
+        Field("tokens", "<u4", "flat", None, flat),
+        Field("ids", "<u4", "ids", slots, wide, vocab_size),
+        Field("logprobs" if values == "logprob" else "logits", "<f2", "values", slots, wide),
+        Field("lse", "<f4", "flat", None, flat),
+        Field("label_logprob", "<f4", "flat", None, flat),
+        Field("mask", "|u1", "flat", None, flat),
+    ]
+    if counts:
+        fields.append(Field("counts", "|u1", "values", slots, wide))
+    if temperatures:
+        fields.append(Field("lse_T", "<f4", "flat", temperatures, flat))
+    return tuple(fields)
+
+
+def array_metadata(field: Field, rows: int, rows_per_shard: int) -> dict[str, Any]:
+    """Return the ``zarr.json`` of an array, as the Zarr v3 specification asks."""
+    shape = [rows, *field.row_shape]
+    if field.kind == "raw":
+        codecs: list[dict[str, Any]] = [_LITTLE_ENDIAN, {"name": "crc32c"}]
+    else:
+        configuration: dict[str, Any] = {"kind": field.kind, "version": 1}
+        if field.kind == "ids":
+            configuration["vocab_size"] = field.vocab_size
+        codecs = [{"name": "logitstore.exact", "configuration": configuration}]
+    sharding = {
+        "chunk_shape": list(field.chunk_shape),
+        "codecs": codecs,
+        "index_codecs": [_LITTLE_ENDIAN, {"name": "crc32c"}],
+        "index_location": "end",
+    }
+    fill = _FILL[field.name]
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": shape,
+        "data_type": np.dtype(field.dtype).name,
+        "chunk_grid": {
+            "name": "regular",
+            "configuration": {"chunk_shape": [rows_per_shard, *field.row_shape]},
+        },
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+        "fill_value": {"nan": "NaN", "-inf": "-Infinity"}.get(str(fill), fill),
+        "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+        "attributes": {},
+        "dimension_names": ["document" if field in DOCUMENT_FIELDS else "row", "slot"][: len(shape)],
+    }
+
+
+def group_metadata(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Return the ``zarr.json`` of the store."""
+    return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+
+
+_LITTLE_ENDIAN: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}}
+
+
+def _power_of_two_below(number: int) -> int:
+    return 1 << max(0, number.bit_length() - 1)
+
+
+def _crc32c(data: bytes) -> int:
+    import google_crc32c
+
+    return int(google_crc32c.value(data))

@@ -1,0 +1,86 @@
+"""What holds for every row of every store (``spec/FORMAT.md``, "Rows"). Checked when rows are written and by verify."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from logitstore import layout
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from logitstore.records import RowBatch
+
+__all__ = ["Violation", "check_rows"]
+
+_HALF_ULP = 2.0**-11
+"""Largest relative rounding error of a float16."""
+_SMALLEST = 2.0**-24
+"""Largest absolute rounding error of a subnormal float16, doubled."""
+_SLACK = 1e-3
+"""For float32 sums over a vocabulary, in nats."""
+
+
+@dataclass(frozen=True)
+class Violation:
+    """A broken rule and the row it was found in, counted from the first row checked."""
+
+    row: int
+    rule: str
+    message: str
+
+
+def check_rows(batch: RowBatch, *, vocab_size: int, values: str, holds_maximum: bool) -> list[Violation]:
+    """Return the first violation of each rule.
+
+    Parameters
+    ----------
+    batch
+        The rows.
+    vocab_size
+        The teacher's real vocabulary size.
+    values
+        ``"logprob"`` or ``"logit"``.
+    holds_maximum
+        Whether every row keeps its most probable id, as all selections do but pure sampling.
+    """
+    used = batch.ids != layout.UNUSED_ID
+    found: list[Violation] = []
+
+    def rule(name: str, broken: NDArray[np.bool_], message: str) -> None:
+        rows = np.flatnonzero(broken if broken.ndim == 1 else broken.any(axis=1))
+        if len(rows):
+            found.append(Violation(int(rows[0]), name, message))
+
+    rule("token-range", batch.tokens >= vocab_size, f"the token is below the vocabulary size {vocab_size}")
+    rule("id-range", used & (batch.ids >= vocab_size), f"ids are below the vocabulary size {vocab_size}")
+    rule(
+        "id-order",
+        used[:, 1:] & ~(used[:, :-1] & (batch.ids[:, :-1] < batch.ids[:, 1:])),
+        "ids ascend without repetition, unused slots come last",
+    )
+    finite = np.isfinite(batch.values)
+    rule("value-finite", used & ~finite, "values of used slots are finite")
+    rule("value-unused", ~used & ~np.isneginf(batch.values), "values of unused slots are -inf")
+    empty = ~used.any(axis=1)
+    rule("lse-finite", ~empty & ~np.isfinite(batch.lse), "lse is finite where the row has entries")
+    with np.errstate(invalid="ignore", over="ignore"):
+        rule("label-range", batch.label_logprob > _SLACK, "a log-probability is at most 0")
+        logits = batch.values.astype(np.float32)
+        error = np.abs(logits) * np.float32(_HALF_ULP) + np.float32(_SMALLEST)
+        offset = np.float32(0) if values == "logprob" else batch.lse[:, None]
+        mass = np.exp(np.where(used & finite, logits - error - offset, -np.inf)).sum(axis=1, dtype=np.float64)
+        rule("mass", mass > 1 + _SLACK, "log-sum-exp of the kept entries is at most lse, within rounding")
+        if holds_maximum:
+            top = np.where(used & finite, logits + error - offset, -np.inf).max(axis=1)
+            rule(
+                "maximum",
+                ~empty & (top < -np.log(vocab_size) - _SLACK),
+                "lse is at most the largest logit + log(vocabulary size), within rounding",
+            )
+    if batch.counts is not None:
+        rule("count-unused", ~used & (batch.counts != 0), "counts of unused slots are 0")
+    return found

@@ -1,0 +1,232 @@
+"""The manifest: what a store is, and the only word on which of its files count.
+
+``manifest.json`` is written when a build starts (``complete: false``) and once more, last of all, when it ends. Its
+JSON Schema is ``spec/manifest.schema.json``; `Manifest.from_json` checks the same rules.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from logitstore import layout
+from logitstore.container.fields import DOCUMENT_FIELDS, DOCUMENTS_PER_SHARD, Field, row_fields
+from logitstore.errors import CorruptDataError, TruncatedDataError, UnsupportedVersionError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["FileRecord", "Manifest"]
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Size and sha256 of a file of the store."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything ``manifest.json`` says.
+
+    Attributes
+    ----------
+    store_id
+        32 hexadecimal digits; every shard file carries it.
+    complete
+        False from the start of a build to its end.
+    rows, documents, entries
+        Totals; 0 while the build is running.
+    vocab_size, padded_vocab_size
+        Ids are below ``vocab_size``; ``padded_vocab_size`` is the width of the teacher's output before the cut.
+    slots
+        ``K``, entries a row has room for.
+    values
+        ``"logprob"`` or ``"logit"``.
+    rows_per_shard
+        Rows of every shard but the last.
+    selection
+        Which entries were kept, as `logitstore.select.Selection` writes it.
+    temperatures
+        Further temperatures whose log-sum-exp is kept in ``lse_T``.
+    teacher, tokenizer, corpus, build
+        Who said it, in which vocabulary, of what, and how it was run.
+    versions
+        Versions of the software that wrote the store.
+    documents_file, shard_table
+        ``documents.jsonl`` and ``shards.jsonl``; None while the build is running.
+    record_bytes
+        Length of every line of ``shards.jsonl``.
+    bytes_by_field
+        Sum of the shard files of each array.
+    """
+
+    store_id: str
+    complete: bool
+    vocab_size: int
+    padded_vocab_size: int
+    slots: int
+    values: str
+    rows_per_shard: int
+    selection: dict[str, Any]
+    teacher: dict[str, Any]
+    tokenizer: dict[str, Any]
+    corpus: dict[str, Any]
+    build: dict[str, Any]
+    versions: dict[str, str]
+    temperatures: tuple[float, ...] = ()
+    has_counts: bool = False
+    rows: int = 0
+    documents: int = 0
+    entries: int = 0
+    record_bytes: int = 0
+    bytes_by_field: dict[str, int] = field(default_factory=dict)
+    documents_file: FileRecord | None = None
+    shard_table: FileRecord | None = None
+
+    @property
+    def row_fields(self) -> tuple[Field, ...]:
+        """Arrays with one row per token."""
+        return row_fields(
+            slots=self.slots,
+            vocab_size=self.vocab_size,
+            values=self.values,
+            counts=self.has_counts,
+            temperatures=len(self.temperatures),
+            rows_per_shard=self.rows_per_shard,
+        )
+
+    @property
+    def row_shards(self) -> int:
+        """Shards of each array with one row per token."""
+        return -(-self.rows // self.rows_per_shard)
+
+    @property
+    def document_shards(self) -> int:
+        """Shards of each array with one entry per document."""
+        return -(-(self.documents + 1) // DOCUMENTS_PER_SHARD)
+
+    def geometry(self, field: Field) -> tuple[int, int]:
+        """Length of an array's first axis, and rows of its shards."""
+        return (
+            (self.documents + 1, DOCUMENTS_PER_SHARD) if field in DOCUMENT_FIELDS else (self.rows, self.rows_per_shard)
+        )
+
+    def record_number(self, field: Field, shard: int) -> int:
+        """Line of ``shards.jsonl`` that speaks of a shard."""
+        return shard + (self.row_shards if field in DOCUMENT_FIELDS else 0)
+
+    def to_json(self) -> bytes:
+        """Return the bytes of ``manifest.json``."""
+        content = dataclasses.asdict(self)
+        head = {"format": layout.FORMAT_NAME, "format_version": ".".join(map(str, layout.FORMAT_VERSION))}
+        codec = {"codec": {"name": "logitstore.exact", "version": 1}}
+        return (json.dumps({**head, **codec, **content}, indent=1, allow_nan=False) + "\n").encode()
+
+    @classmethod
+    def read(cls, path: Path) -> Manifest:
+        """Read and check ``manifest.json`` of the store at ``path``.
+
+        Raises
+        ------
+        CorruptDataError
+            There is no sound manifest. A missing one means that this is no store.
+        UnsupportedVersionError
+            The store was written by a newer format version or with a codec that is not known.
+        """
+        file = path / layout.MANIFEST_FILE
+        try:
+            if file.stat().st_size > layout.MAX_MANIFEST_BYTES:
+                raise CorruptDataError(f"a manifest has at most {layout.MAX_MANIFEST_BYTES} bytes", path=file)
+            raw = file.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            reason = "there is no manifest.json: not a logitstore" if path.exists() else "no such file or directory"
+            raise TruncatedDataError(reason, path=path) from None
+        try:
+            return cls.from_json(json.loads(raw))
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise CorruptDataError(f"the manifest is not JSON: {error}", path=file) from None
+        except (CorruptDataError, UnsupportedVersionError) as error:
+            raise error.at(path=file) from None
+
+    @classmethod
+    def from_json(cls, content: Any) -> Manifest:
+        """Check a parsed manifest. Errors as `read`; unknown keys of a newer minor version are passed over."""
+        _require(isinstance(content, dict), "a manifest is a JSON object", type(content).__name__)
+        _require(content.get("format") == layout.FORMAT_NAME, "format is 'logitstore'", content.get("format"))
+        version = content.get("format_version")
+        sound = isinstance(version, str) and re.fullmatch(r"[0-9]{1,9}\.[0-9]{1,9}", version)
+        _require(bool(sound), "format_version is 'major.minor'", version)
+        if int(version.split(".")[0]) > layout.FORMAT_VERSION[0]:
+            raise UnsupportedVersionError(
+                f"the store has format version {version}, this logitstore reads up to {layout.FORMAT_VERSION[0]}.x"
+            )
+        codec = content.get("codec")
+        _require(isinstance(codec, dict), "codec is an object", codec)
+        if (codec.get("name"), codec.get("version")) != ("logitstore.exact", 1):
+            raise UnsupportedVersionError(f"codec {codec} is not known to this logitstore")
+        known = {item.name: item for item in dataclasses.fields(cls)}
+        values: dict[str, Any] = {}
+        for name, item in known.items():
+            _require(name in content, f"the manifest has {name}", "nothing")
+            values[name] = _checked(name, str(item.type), content[name])
+        manifest = cls(**values)
+        manifest._check()
+        return manifest
+
+    def _check(self) -> None:
+        _require(_is_hex(self.store_id, 32), "store_id is 32 hexadecimal digits", self.store_id)
+        _require(1 <= self.vocab_size <= layout.MAX_VOCAB_SIZE, "vocab_size is 1 to 2^31", self.vocab_size)
+        _require(self.padded_vocab_size >= self.vocab_size, "padded_vocab_size >= vocab_size", self.padded_vocab_size)
+        _require(1 <= self.slots < layout.MAX_SLOTS, "slots is 1 to 2^31-1", self.slots)
+        _require(self.values in ("logprob", "logit"), "values is 'logprob' or 'logit'", self.values)
+        power = self.rows_per_shard
+        _require(
+            0 < power <= 1 << 30 and power & (power - 1) == 0, "rows_per_shard is a power of two up to 2^30", power
+        )
+        _require(0 <= self.documents <= self.rows, "documents are at most as many as rows", self.documents)
+        _require(0 <= self.entries <= self.rows * self.slots, "entries fit the slots", self.entries)
+        _require(0 <= self.record_bytes <= layout.MAX_SHARD_RECORD_BYTES, "record_bytes is in range", self.record_bytes)
+        if self.complete:
+            for name in ("documents_file", "shard_table"):
+                _require(getattr(self, name) is not None, f"a complete store has a {name}", None)
+            table = self.shard_table
+            lines = self.row_shards + self.document_shards
+            _require(
+                table is not None and table.bytes == lines * self.record_bytes,
+                f"shards.jsonl has {lines} lines of {self.record_bytes} bytes", table,
+            )  # fmt: skip
+
+
+def _checked(name: str, annotation: str, value: Any) -> Any:
+    if annotation == "int":
+        _require(type(value) is int and 0 <= value < 1 << 63, f"{name} is a whole number", value)
+    elif annotation in ("bool", "str"):
+        _require(type(value).__name__ == annotation, f"{name} is a {annotation}", value)
+    elif annotation.startswith("FileRecord"):
+        if value is None:
+            return None
+        sound = isinstance(value, dict) and type(value.get("bytes")) is int and value["bytes"] >= 0
+        _require(sound and _is_hex(value.get("sha256"), 64), f"{name} has bytes and sha256", value)
+        return FileRecord(value["bytes"], value["sha256"])
+    elif annotation.startswith("tuple"):
+        sound = isinstance(value, list) and all(type(number) in (int, float) and number > 0 for number in value)
+        _require(sound, f"{name} is a list of positive numbers", value)
+        return tuple(float(number) for number in value)
+    else:
+        _require(isinstance(value, dict), f"{name} is an object", value)
+    return value
+
+
+def _is_hex(value: Any, digits: int) -> bool:
+    return isinstance(value, str) and len(value) == digits and set(value) <= set("0123456789abcdef")
+
+
+def _require(condition: bool, rule: str, found: object) -> None:
+    if not condition:
+        raise CorruptDataError(f"{rule}; found {found!r}")
