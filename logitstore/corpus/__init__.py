@@ -1,0 +1,17 @@
+"""From files and datasets to tokenised documents."""
+
+from logitstore.corpus.config import CorpusConfig, CorpusCounters
+from logitstore.corpus.digest import corpus_digest
+from logitstore.corpus.documents import SourcedDocument, iter_documents
+from logitstore.corpus.tokenizer_fingerprint import tokenizer_fingerprint
+from logitstore.corpus.tokenizing import Tokenizing
+
+__all__ = [
+    "CorpusConfig",
+    "CorpusCounters",
+    "SourcedDocument",
+    "Tokenizing",
+    "corpus_digest",
+    "iter_documents",
+    "tokenizer_fingerprint",
+]
