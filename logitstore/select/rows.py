@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+
+from logitstore.errors import CorruptDataError, InvalidArgumentError
+from logitstore.records import RowBatch
+from logitstore.select.draws import count_entries, draw_ids
+from logitstore.select.lse import log_sum_exp, require_finite_rows
+from logitstore.select.top import UNUSED, top_k_ids, top_p_ids
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from logitstore.select.selection import Selection
+
+__all__ = ["SelectedRows", "Values", "select_rows"]
+
+Values = Literal["logprob", "logit"]
+
+# A CPU is three times as fast on rows that stay in its cache; an accelerator wants many rows but has temporaries of
+# up to 16 bytes per logit.
+_BLOCK_LOGITS_CPU = 2**20
+_BLOCK_LOGITS_DEVICE = 2**26
+
+_BELOW_FP16 = 65536.0
+"""A log-probability of minus this is -inf as float16 (which ends at 65504 and rounds up from 65520)."""
+
+
+@dataclass(frozen=True)
+class SelectedRows:
+    """What is kept of ``n`` rows of logits, on the device of the logits.
+
+    Attributes
+    ----------
+    ids
+        ``(n, K)`` int32, ascending within a row; unused slots come last and hold -1.
+    values
+        ``(n, K)`` float16, in the order of ``ids``: log-probabilities or logits; unused slots hold ``-inf``.
+    lse
+        ``(n,)`` float32, log-sum-exp over the whole vocabulary.
+    label_logprob
+        ``(n,)`` float32, log-probability of the label; NaN where there is none, ``-inf`` where the
+        teacher rules the label out.
+    counts
+        ``(n, K)`` uint8, draws per id, or None without draws.
+    lse_T
+        ``(n, m)`` float32, log-sum-exp of ``logits / T``, or None without temperatures.
+    """
+
+    ids: torch.Tensor
+    values: torch.Tensor
+    lse: torch.Tensor
+    label_logprob: torch.Tensor
+    counts: torch.Tensor | None = None
+    lse_T: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to_row_batch(self, tokens: NDArray[np.uint32], mask: NDArray[np.uint8]) -> RowBatch:
+        """Copy the rows to host memory, with the ``(n,)`` tokens and mask they belong to. Waits for the device."""
+        return RowBatch(
+            tokens=tokens,
+            ids=self.ids.cpu().numpy().view(np.uint32),
+            values=self.values.cpu().numpy(),
+            lse=self.lse.cpu().numpy(),
+            label_logprob=self.label_logprob.cpu().numpy(),
+            mask=mask,
+            counts=None if self.counts is None else self.counts.cpu().numpy(),
+            lse_T=None if self.lse_T is None else self.lse_T.cpu().numpy(),
+        )
+
+
+@torch.inference_mode()
+def select_rows(
+    logits: torch.Tensor,
+    selection: Selection,
+    labels: torch.Tensor,
+    row_keys: torch.Tensor | None = None,
+    *,
+    values: Values = "logprob",
+    temperatures: Sequence[float] = (),
+) -> SelectedRows:
+    """Reduce rows of logits to the entries that are stored.
+
+    All arithmetic is in float32, whatever the dtype of the logits; only draws and the sum of ``top_p`` use float64.
+    A row's result is a function of its logits (and its key), bit for bit: it does not depend on the other rows.
+    An entry whose log-probability is ``-inf`` as float16 (a masked-out token) is not kept, and its row is shorter.
+
+    Parameters
+    ----------
+    logits
+        ``(n, V)``, any floating dtype; ``V`` is the real vocabulary size, without padding.
+    selection
+        What to keep.
+    labels
+        ``(n,)`` int64, the next token, -1 where there is none.
+    row_keys
+        ``(n,)`` int64, a number that is unique to each row of the store and does not change between runs. Required by
+        selections that draw, else unused.
+    values
+        Store log-probabilities or raw logits. The entries kept are the same.
+    temperatures
+        Further temperatures at which to record the log-sum-exp.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If shapes disagree, a label or a temperature is out of range, or row keys are missing.
+    CorruptDataError
+        If a row holds NaN or +inf or no finite logit at all, or a raw logit to be kept exceeds float16.
+        Its ``row`` is the index into ``logits``.
+    """
+    _check_arguments(logits, selection, labels, row_keys, values, temperatures)
+    n, V = logits.shape
+    block = max(1, (_BLOCK_LOGITS_CPU if logits.device.type == "cpu" else _BLOCK_LOGITS_DEVICE) // V)
+    blocks = []
+    for start in range(0, max(n, 1), block):
+        rows = slice(start, start + block)
+        keys = None if row_keys is None else row_keys[rows]
+        try:
+            blocks.append(_select_block(logits[rows], selection, labels[rows], keys, values, temperatures))
+        except CorruptDataError as error:
+            raise CorruptDataError(error.message, row=start + (error.row or 0)) from None
+    return blocks[0] if len(blocks) == 1 else _concatenate(blocks)
+
+
+def _select_block(
+    logits: torch.Tensor,
+    selection: Selection,
+    labels: torch.Tensor,
+    row_keys: torch.Tensor | None,
+    values: Values,
+    temperatures: Sequence[float],
+) -> SelectedRows:
+    V = logits.shape[1]
+    logits = logits.detach().float().contiguous()
+    lse = log_sum_exp(logits)
+    require_finite_rows(lse)
+    floor = lse - _BELOW_FP16
+    top = selection.top_entries(V)
+
+    ids: torch.Tensor | None = None
+    counts: torch.Tensor | None = None
+    if selection.top_p is not None:
+        ids = top_p_ids(logits, lse, selection.top_p, top, floor)
+    elif top:
+        ids = top_k_ids(logits, top, floor)
+    if selection.samples is not None:
+        assert row_keys is not None
+        drawn = draw_ids(logits, selection.seed, row_keys, selection.samples)
+        ids, counts = count_entries(drawn, ids, selection.slots(V))
+    assert ids is not None
+
+    kept_logits = logits.gather(1, ids.clamp(min=0))
+    logprobs = (kept_logits - lse[:, None]).half()
+    unused = (ids == UNUSED) | logprobs.isinf()
+    stored = logprobs if values == "logprob" else kept_logits.half()
+    if values == "logit":
+        _require_fp16_logits(stored, kept_logits, unused)
+    if bool(unused.any()):
+        order = unused.to(torch.uint8).argsort(dim=1, stable=True)
+        ids = ids.masked_fill(unused, UNUSED).gather(1, order)
+        stored = stored.masked_fill(unused, -torch.inf).gather(1, order)
+        counts = None if counts is None else counts.masked_fill(unused, 0).gather(1, order)
+
+    label_logits = logits.gather(1, labels.clamp(min=0)[:, None]).squeeze(1)
+    return SelectedRows(
+        ids=ids.to(torch.int32),
+        values=stored,
+        lse=lse,
+        label_logprob=(label_logits - lse).masked_fill(labels < 0, torch.nan),
+        counts=counts,
+        lse_T=torch.stack([log_sum_exp(logits, T) for T in temperatures], 1) if temperatures else None,
+    )
+
+
+def _require_fp16_logits(stored: torch.Tensor, logits: torch.Tensor, unused: torch.Tensor) -> None:
+    bad = stored.isinf() & ~unused
+    if bool(bad.any()):
+        row, slot = (int(index) for index in bad.nonzero()[0])
+        raise CorruptDataError(
+            f"a raw logit of {float(logits[row, slot])} does not fit float16 (up to 65504); store log-probabilities"
+            " instead (values='logprob')",
+            row=row,
+        )
+
+
+def _check_arguments(
+    logits: torch.Tensor,
+    selection: Selection,
+    labels: torch.Tensor,
+    row_keys: torch.Tensor | None,
+    values: str,
+    temperatures: Sequence[float],
+) -> None:
+    if logits.dim() != 2 or not logits.is_floating_point() or logits.shape[1] == 0:
+        raise InvalidArgumentError(
+            f"logits must be (rows, vocabulary) of a floating dtype, not {tuple(logits.shape)} {logits.dtype}"
+        )
+    n, V = logits.shape
+    selection.slots(V)
+    for name, tensor in (("labels", labels), ("row_keys", row_keys)):
+        if tensor is not None and (tensor.shape != (n,) or tensor.dtype != torch.int64):
+            raise InvalidArgumentError(
+                f"{name} must be ({n},) int64 beside {n} rows of logits, not {tuple(tensor.shape)} {tensor.dtype}"
+            )
+    if selection.samples is not None and row_keys is None:
+        raise InvalidArgumentError("a selection with samples needs row_keys: they are what makes a draw reproducible")
+    if values not in ("logprob", "logit"):
+        raise InvalidArgumentError(f"values must be 'logprob' or 'logit', not {values!r}")
+    for T in temperatures:
+        if not (math.isfinite(T) and T > 0):
+            raise InvalidArgumentError(f"a temperature must be a finite number above 0, not {T}")
+    out_of_range = (labels < -1) | (labels >= V)
+    if bool(out_of_range.any()):
+        row = int(out_of_range.nonzero()[0])
+        raise InvalidArgumentError(
+            f"labels must be -1 or below the vocabulary size {V}, not {int(labels[row])}", row=row
+        )
+
+
+def _concatenate(blocks: list[SelectedRows]) -> SelectedRows:
+    def join(name: str) -> torch.Tensor | None:
+        parts = [getattr(block, name) for block in blocks]
+        return None if parts[0] is None else torch.cat(parts)
+
+    return SelectedRows(**{column.name: join(column.name) for column in fields(SelectedRows)})  # type: ignore[arg-type]

@@ -1,0 +1,10 @@
+"""The teacher: load a causal language model and run it over tokens, row by row, in bounded memory."""
+
+from __future__ import annotations
+
+from logitstore.teacher.batches import plan_batches
+from logitstore.teacher.config import TeacherConfig
+from logitstore.teacher.load import load_teacher
+from logitstore.teacher.teacher import LogitRows, Teacher
+
+__all__ = ["LogitRows", "Teacher", "TeacherConfig", "load_teacher", "plan_batches"]
