@@ -1,0 +1,77 @@
+"""Back in order: the rows of a window's documents, computed batch by batch, given out document by document."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from logitstore import layout
+from logitstore.records import RowBatch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from logitstore.build.extract import ExtractedBatch
+    from logitstore.build.windows import Window
+    from logitstore.records import TokenDocument
+
+__all__ = ["Assembler"]
+
+
+class Assembler:
+    """Collect the batches of one window.
+
+    Parameters
+    ----------
+    window
+        The window.
+    slots, counts, temperatures
+        ``K``, whether draws are counted, and how many further temperatures there are.
+    committed_rows
+        Rows already on disk: documents that end before are given out without rows.
+    """
+
+    def __init__(self, window: Window, *, slots: int, counts: bool, temperatures: int, committed_rows: int) -> None:
+        self.window = window
+        self._shape = (slots, counts, temperatures)
+        self._skipped = [row <= committed_rows for row in window.first_rows[1:]]
+        self._done: dict[int, RowBatch] = {}
+        self._next = 0
+
+    def add(self, batch: ExtractedBatch) -> Iterator[tuple[TokenDocument, RowBatch | None]]:
+        """Take a batch; yield the documents that can go out now, in order."""
+        rows = {number: self._blank(self.window.documents[number]) for number in batch.documents}
+        for chunk in batch.chunks:
+            arrays = chunk.kept.arrays()
+            arrays["ids"] = arrays["ids"].view(np.uint32)  # -1 becomes the unused id
+            breaks = np.flatnonzero(np.diff(chunk.documents)) + 1
+            for part in np.split(np.arange(len(chunk.documents)), breaks):
+                target = rows[int(chunk.documents[part[0]])]
+                for name, array in arrays.items():
+                    getattr(target, name)[chunk.rows[part]] = array[part[0] : part[-1] + 1]
+        self._done.update(rows)
+        yield from self.ready()
+
+    def ready(self) -> Iterator[tuple[TokenDocument, RowBatch | None]]:
+        """Yield the documents that can go out now."""
+        while self._next < len(self.window.documents):
+            number = self._next
+            if number not in self._done and not self._skipped[number]:
+                return
+            self._next += 1
+            yield self.window.documents[number], self._done.pop(number, None)
+
+    def _blank(self, document: TokenDocument) -> RowBatch:
+        n = len(document.tokens)
+        slots, counts, temperatures = self._shape
+        return RowBatch(
+            tokens=document.tokens,
+            ids=np.full((n, slots), layout.UNUSED_ID, np.uint32),
+            values=np.full((n, slots), -np.inf, np.float16),
+            lse=np.full(n, np.nan, np.float32),
+            label_logprob=np.full(n, np.nan, np.float32),
+            mask=document.mask,
+            counts=np.zeros((n, slots), np.uint8) if counts else None,
+            lse_T=np.full((n, temperatures), np.nan, np.float32) if temperatures else None,
+        )

@@ -1,0 +1,108 @@
+"""What a build is asked to do."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from logitstore.container.fields import rows_per_shard_for
+from logitstore.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from logitstore.corpus import CorpusConfig
+    from logitstore.select import Selection, Values
+    from logitstore.teacher import TeacherConfig
+
+__all__ = ["BuildConfig"]
+
+_WINDOW_BYTES = 256 << 20
+"""Selected rows held in memory while a window's documents come back into their order."""
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """Everything that decides what a store holds.
+
+    Attributes
+    ----------
+    teacher, corpus, selection
+        Who reads, what, and which entries of each row are kept.
+    values
+        ``"logprob"`` or ``"logit"``: what is stored of an entry, as float16.
+    rows
+        ``"all"``, or ``"masked"`` to keep entries only where the mask is 1.
+    temperatures
+        Further temperatures whose log-sum-exp is kept.
+    tokens_per_batch
+        Tokens of a forward pass, padding included.
+    rows_per_chunk
+        Rows whose logits exist at the same time.
+    rows_per_shard
+        A power of two, or None for shards of about 64 MiB.
+    """
+
+    teacher: TeacherConfig
+    corpus: CorpusConfig
+    selection: Selection
+    values: Values = "logprob"
+    rows: Literal["all", "masked"] = "all"
+    temperatures: tuple[float, ...] = ()
+    tokens_per_batch: int = 8192
+    rows_per_chunk: int = 1024
+    rows_per_shard: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("tokens_per_batch", "rows_per_chunk"):
+            if getattr(self, name) < 1:
+                raise InvalidArgumentError(f"{name} is at least 1, found {getattr(self, name)}")
+        size = self.rows_per_shard
+        if size is not None and (not 1 <= size <= 1 << 30 or size & (size - 1)):
+            raise InvalidArgumentError(f"rows_per_shard is a power of two up to 2^30, found {size}")
+        if self.values not in ("logprob", "logit"):
+            raise InvalidArgumentError(f"values is 'logprob' or 'logit', found {self.values!r}")
+        if self.rows not in ("all", "masked"):
+            raise InvalidArgumentError(f"rows is 'all' or 'masked', found {self.rows!r}")
+        for temperature in self.temperatures:
+            if not 0 < temperature < math.inf:
+                raise InvalidArgumentError(f"a temperature is a finite number above 0, found {temperature}")
+
+    def with_seq_len_of(self, max_length: int | None) -> BuildConfig:
+        """Return the configuration with the corpus cut to what the teacher can read.
+
+        Without a ``seq_len``, documents are cut at the teacher's context or at ``tokens_per_batch``, whichever is less.
+
+        Raises
+        ------
+        InvalidArgumentError
+            ``seq_len`` is longer than the teacher's context.
+        """
+        asked = self.corpus.seq_len
+        if asked is None:
+            seq_len = min(self.tokens_per_batch, max_length or self.tokens_per_batch)
+            return dataclasses.replace(self, corpus=dataclasses.replace(self.corpus, seq_len=seq_len))
+        if max_length is not None and asked > max_length:
+            raise InvalidArgumentError(f"seq_len is {asked}, but the teacher's context has {max_length} tokens")
+        return self
+
+    def shard_rows(self, slots: int) -> int:
+        """Rows of a shard for rows of ``slots`` entries."""
+        return self.rows_per_shard or rows_per_shard_for(slots)
+
+    def window_tokens(self, slots: int) -> int:
+        """Tokens within which documents may be reordered for batching."""
+        held = _WINDOW_BYTES // (6 * slots)
+        return max(self.tokens_per_batch, min(32 * self.tokens_per_batch, held))
+
+    def run_settings(self) -> dict[str, Any]:
+        """Return, as JSON, how the teacher is run: the part of the configuration the manifest keeps under ``build``."""
+        corpus = dataclasses.asdict(self.corpus)
+        # Where the input lies is not what it is: its digest stands in the manifest instead.
+        del corpus["data"]
+        return {
+            "rows": self.rows,
+            "tokens_per_batch": self.tokens_per_batch,
+            "rows_per_chunk": self.rows_per_chunk,
+            "corpus": {**corpus, "metadata_fields": list(self.corpus.metadata_fields or [])},
+        }

@@ -1,0 +1,136 @@
+"""Teacher and selection: batches of documents in, their kept rows out, on the way to host memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from logitstore.build.transfer import DeviceClock, HostCopy, copy_to_host
+from logitstore.errors import CorruptDataError
+from logitstore.select import SelectedRows, select_rows
+from logitstore.teacher import plan_batches
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from logitstore.build.config import BuildConfig
+    from logitstore.build.windows import Window
+    from logitstore.stopwatch import Stopwatch
+    from logitstore.teacher import LogitRows, Teacher
+
+__all__ = ["ExtractedBatch", "ExtractedChunk", "Extractor", "Tally"]
+
+
+@dataclass(frozen=True)
+class ExtractedChunk:
+    """Rows of one chunk: which document of the window, which row of it, and what is kept."""
+
+    documents: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    kept: HostCopy
+
+
+@dataclass(frozen=True)
+class ExtractedBatch:
+    """All kept rows of some documents of a window."""
+
+    documents: tuple[int, ...]
+    chunks: tuple[ExtractedChunk, ...]
+
+
+@dataclass
+class Tally:
+    """What the teacher said in sum, for the summary at the end."""
+
+    rows: int = 0
+    sums: torch.Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))
+
+    def add(self, kept: SelectedRows, values: str) -> None:
+        """Add kept mass, negative log-likelihood of the labels, and the number of labels."""
+        offset = kept.lse[:, None] if values == "logit" else 0.0
+        mass = (kept.values.float() - offset).exp().sum()
+        labelled = ~kept.label_logprob.isnan()
+        loss = -kept.label_logprob.nan_to_num(0.0).sum(dtype=torch.float64)
+        self.sums = self.sums.to(mass.device) + torch.stack([mass.double(), loss, labelled.sum().double()])
+        self.rows += len(kept)
+
+    @property
+    def kept_mass(self) -> float:
+        """Mean probability of the kept entries together."""
+        return float(self.sums[0]) / self.rows if self.rows else float("nan")
+
+    @property
+    def perplexity(self) -> float:
+        """Perplexity of the teacher on the labels."""
+        return float(torch.exp(self.sums[1] / self.sums[2])) if self.sums[2] else float("nan")
+
+
+class Extractor:
+    """Run the teacher over windows.
+
+    Parameters
+    ----------
+    teacher, config
+        Who, and what to keep.
+    watch
+        Gets the seconds of ``forward`` and ``selection``.
+    """
+
+    def __init__(self, teacher: Teacher, config: BuildConfig, watch: Stopwatch) -> None:
+        self._teacher = teacher
+        self._config = config
+        self.clock = DeviceClock(teacher.device, watch)
+        self.tally = Tally()
+
+    def batches(self, window: Window, committed_rows: int) -> Iterator[ExtractedBatch]:
+        """Yield the batches of a window. One whose rows are all committed already is not computed."""
+        first_rows = window.first_rows
+        lengths = [len(document.tokens) for document in window.documents]
+        for batch in plan_batches(lengths, self._config.tokens_per_batch):
+            if any(first_rows[number + 1] > committed_rows for number in batch):
+                yield self._run(window, batch)
+
+    @torch.inference_mode()
+    def _run(self, window: Window, batch: list[int]) -> ExtractedBatch:
+        documents = [window.documents[number] for number in batch]
+        needed = [document.mask for document in documents] if self._config.rows == "masked" else None
+        rows = self._teacher.forward_rows(
+            [document.tokens for document in documents], rows_per_chunk=self._config.rows_per_chunk, needed=needed
+        )
+        chunks = []
+        while True:
+            with self.clock.measure("forward"):
+                logits = next(rows, None)
+            if logits is None:
+                break
+            numbers = np.array(batch)[logits.documents]
+            with self.clock.measure("selection"):
+                kept = self._select(window, numbers, logits)
+            chunks.append(ExtractedChunk(numbers, logits.rows, copy_to_host(kept)))
+        return ExtractedBatch(tuple(batch), tuple(chunks))
+
+    def _select(self, window: Window, numbers: NDArray[np.int64], logits: LogitRows) -> SelectedRows:
+        keys = None
+        if self._config.selection.samples is not None:
+            # The row's number in the store: the same however the documents are batched.
+            keys = torch.from_numpy(np.array(window.first_rows)[numbers] + logits.rows).to(logits.logits.device)
+        try:
+            kept = select_rows(
+                logits.logits, self._config.selection, logits.labels, keys,
+                values=self._config.values, temperatures=self._config.temperatures,
+            )  # fmt: skip
+        except CorruptDataError as error:
+            if error.row is None:
+                raise
+            document = window.documents[int(numbers[error.row])]
+            raise CorruptDataError(
+                f"{error.message} (row {int(logits.rows[error.row])} of document {document.key!r})",
+                row=window.first_rows[int(numbers[error.row])] + int(logits.rows[error.row]),
+            ) from None
+        self.tally.add(kept, self._config.values)
+        return kept

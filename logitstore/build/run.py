@@ -1,0 +1,291 @@
+"""The build: three threads and a pool, joined by short queues.
+
+*reader* tokenises and cuts windows → *main* runs the teacher and the selection → *writer* puts rows in order, has the
+pool encode them, and commits shards. Each waits for the next when its queue is full, so memory is bounded.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from logitstore.build.assemble import Assembler
+from logitstore.build.extract import ExtractedBatch, Extractor
+from logitstore.build.identity import require_same_build, start_manifest, versions
+from logitstore.build.record import append_run
+from logitstore.build.relay import Relay, Stopped, run_sender
+from logitstore.build.windows import Cursor, Window, iter_windows
+from logitstore.container.manifest import Manifest
+from logitstore.container.writer import StoreWriter, prepare_directory, refuse_directory
+from logitstore.corpus import CorpusCounters
+from logitstore.errors import InvalidArgumentError
+from logitstore.layout import MANIFEST_FILE
+from logitstore.stopwatch import Stopwatch
+from logitstore.teacher import load_teacher
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from logitstore.build.config import BuildConfig
+
+__all__ = ["BuildProgress", "BuildSummary", "build"]
+
+_WINDOWS_AHEAD = 1
+_BATCHES_BEHIND = 4
+
+
+@dataclass(frozen=True)
+class BuildProgress:
+    """How far a build is.
+
+    Attributes
+    ----------
+    tokens, total_tokens
+        Rows computed or found committed, and an estimate of all; None while nothing is known.
+    new_tokens
+        Rows computed by this run.
+    written_rows, entries, bytes
+        Of this run alone: rows handed to the writer, entries they keep, bytes written so far.
+    committed_rows
+        Rows that survive a crash.
+    """
+
+    tokens: int
+    total_tokens: int | None
+    new_tokens: int
+    written_rows: int
+    entries: int
+    bytes: int
+    committed_rows: int
+
+
+@dataclass(frozen=True)
+class BuildSummary:
+    """What a finished build made.
+
+    Attributes
+    ----------
+    manifest
+        The store's.
+    seconds
+        Wall-clock seconds of this run.
+    stage_seconds
+        Seconds by stage: ``forward`` and ``selection`` on the device; ``encode`` and ``check`` summed over the pool's
+        threads; ``write``; and ``wait``, in which the teacher waited for the writer.
+    new_rows
+        Rows computed by this run; fewer than all when it was resumed.
+    kept_mass, perplexity
+        Mean over the rows computed by this run; NaN if there were none.
+    counters
+        What was read of the corpus in this run.
+    """
+
+    manifest: Manifest
+    seconds: float
+    stage_seconds: dict[str, float]
+    new_rows: int
+    kept_mass: float
+    perplexity: float
+    counters: CorpusCounters
+
+
+def build(
+    config: BuildConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    workers: int = 2,
+    command: str = "",
+    on_progress: Callable[[BuildProgress], None] | None = None,
+) -> BuildSummary:
+    """Run a teacher over a corpus and store what it says.
+
+    Parameters
+    ----------
+    config
+        What to do.
+    out
+        Directory of the store.
+    resume
+        Go on with the unfinished store at ``out``; start one if there is none.
+    overwrite
+        Replace a store at ``out``.
+    workers
+        Threads that encode.
+    command
+        Kept in ``build.json``.
+    on_progress
+        Called now and then from the calling thread.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Something does not fit: arguments, tokenizer and model, a store that exists or was started otherwise.
+    CorruptDataError
+        The corpus cannot be read, or the teacher's rows break a rule.
+
+    Examples
+    --------
+    >>> build(BuildConfig(teacher, corpus, Selection(top_k=64)), Path("teacher.zarr"))  # doctest: +SKIP
+    """
+    if resume and overwrite:
+        raise InvalidArgumentError("resume goes on with a store, overwrite replaces it; ask for one of them")
+    started = datetime.now(UTC)
+    clock = time.perf_counter()
+    going_on = resume and (out / MANIFEST_FILE).is_file()
+    if not going_on:
+        refuse_directory(out, overwrite=overwrite)
+    teacher = load_teacher(config.teacher)
+    config = config.with_seq_len_of(teacher.max_length)
+    manifest = start_manifest(config, teacher)
+    if going_on:
+        found = Manifest.read(out)
+        require_same_build(found, manifest, out)
+        manifest = found
+    else:
+        prepare_directory(out, overwrite=overwrite)
+
+    watch = Stopwatch()
+    counters = CorpusCounters()
+    extractor = Extractor(teacher, config, watch)
+    if not manifest.complete:
+        with StoreWriter(
+            out,
+            manifest,
+            workers=workers,
+            holds_maximum=config.selection.top_entries(teacher.vocab_size) > 0,
+            watch=watch,
+        ) as writer:
+            _run(config, teacher.tokenizer, extractor, writer, counters, watch, on_progress or _ignore)
+            extractor.clock.finish()
+            with watch.measure("write"):
+                manifest = writer.finish()
+    seconds = time.perf_counter() - clock
+    append_run(
+        out,
+        {
+            "command": command,
+            "started": started.isoformat(timespec="seconds"),
+            "seconds": round(seconds, 3),
+            "rows_computed": extractor.tally.rows,
+            "stage_seconds": {name: round(value, 3) for name, value in watch.seconds().items()},
+            "versions": versions(),
+        },
+    )
+    return BuildSummary(
+        manifest=manifest,
+        seconds=seconds,
+        stage_seconds=watch.seconds(),
+        new_rows=extractor.tally.rows,
+        kept_mass=extractor.tally.kept_mass,
+        perplexity=extractor.tally.perplexity,
+        counters=counters,
+    )
+
+
+def _run(
+    config: BuildConfig,
+    tokenizer: Any,
+    extractor: Extractor,
+    writer: StoreWriter,
+    counters: CorpusCounters,
+    watch: Stopwatch,
+    on_progress: Callable[[BuildProgress], None],
+) -> None:
+    committed = writer.progress.rows
+    start = Cursor(**writer.progress.cursor) if writer.progress.cursor else Cursor()
+    writer.rewind(start.document, start.row)
+    window_tokens = config.window_tokens(writer.manifest.slots)
+
+    windows: Relay[Window] = Relay(_WINDOWS_AHEAD)
+    rows: Relay[Window | ExtractedBatch] = Relay(_BATCHES_BEHIND)
+    reader = run_sender(
+        windows, lambda: iter_windows(config.corpus, tokenizer, window_tokens, start, counters), "logitstore-read"
+    )
+    outcome: list[BaseException] = []
+    sink = threading.Thread(
+        target=_write, args=(rows, writer, committed, outcome), name="logitstore-write", daemon=True
+    )
+    sink.start()
+    on_progress(_progress(extractor, writer, counters, committed))
+    try:
+        for window in windows:
+            _send(rows, window, watch)
+            for batch in extractor.batches(window, committed):
+                _send(rows, batch, watch)
+                on_progress(_progress(extractor, writer, counters, committed))
+        rows.end()
+    except Stopped:
+        pass  # the writer failed: its error is in `outcome`
+    except BaseException:
+        rows.stop()
+        raise
+    finally:
+        windows.stop()
+        reader.join()
+        sink.join()
+    if outcome:
+        raise outcome[0]
+    if writer.rows == 0:
+        raise InvalidArgumentError("the corpus holds no document with any text")
+    on_progress(_progress(extractor, writer, counters, committed))
+
+
+def _send(rows: Relay[Window | ExtractedBatch], item: Window | ExtractedBatch, watch: Stopwatch) -> None:
+    with watch.measure("wait"):
+        rows.put(item)
+
+
+def _write(
+    rows: Relay[Window | ExtractedBatch], writer: StoreWriter, committed: int, outcome: list[BaseException]
+) -> None:
+    try:
+        for _ in _written(rows, writer, committed):
+            pass
+    except BaseException as error:
+        outcome.append(error)
+        rows.stop()
+
+
+def _written(rows: Relay[Window | ExtractedBatch], writer: StoreWriter, committed: int) -> Iterator[None]:
+    manifest = writer.manifest
+    assembler: Assembler | None = None
+    for item in rows:
+        if isinstance(item, Window):
+            assembler = Assembler(
+                item,
+                slots=manifest.slots,
+                counts=manifest.has_counts,
+                temperatures=len(manifest.temperatures),
+                committed_rows=committed,
+            )
+            ready = assembler.ready()
+        else:
+            assert assembler is not None
+            ready = assembler.add(item)
+        for document, kept in ready:
+            writer.append(document, kept, assembler.window.cursor.to_json())
+            yield
+
+
+def _progress(extractor: Extractor, writer: StoreWriter, counters: CorpusCounters, committed: int) -> BuildProgress:
+    new = extractor.tally.rows
+    estimate = counters.estimated_tokens()
+    return BuildProgress(
+        tokens=committed + new,
+        total_tokens=None if estimate is None else estimate + writer.rewound_rows,
+        new_tokens=new,
+        written_rows=max(0, writer.rows - committed),
+        entries=writer.new_entries,
+        bytes=writer.new_bytes,
+        committed_rows=writer.progress.rows,
+    )
+
+
+def _ignore(_: BuildProgress) -> None:
+    return
