@@ -19,6 +19,7 @@ from logitstore.build.record import append_run
 from logitstore.build.relay import Relay, Stopped, run_sender
 from logitstore.build.windows import Cursor, Window, iter_windows
 from logitstore.container.manifest import Manifest
+from logitstore.container.progress import PROGRESS_FILE
 from logitstore.container.writer import StoreWriter, prepare_directory, refuse_directory
 from logitstore.corpus import CorpusCounters
 from logitstore.errors import InvalidArgumentError
@@ -153,7 +154,10 @@ def build(
     watch = Stopwatch()
     counters = CorpusCounters()
     extractor = Extractor(teacher, config, watch)
-    if not manifest.complete:
+    if manifest.complete:
+        # A crash right behind the last manifest leaves it.
+        (out / PROGRESS_FILE).unlink(missing_ok=True)
+    else:
         with StoreWriter(
             out,
             manifest,
@@ -212,14 +216,15 @@ def _run(
         target=_write, args=(rows, writer, committed, outcome), name="logitstore-write", daemon=True
     )
     sink.start()
-    on_progress(_progress(extractor, writer, counters, committed))
     try:
+        on_progress(_progress(extractor, writer, counters, committed))
         for window in windows:
             _send(rows, window, watch)
             for batch in extractor.batches(window, committed):
                 _send(rows, batch, watch)
                 on_progress(_progress(extractor, writer, counters, committed))
         rows.end()
+        sink.join()
     except Stopped:
         pass  # the writer failed: its error is in `outcome`
     except BaseException:

@@ -2,7 +2,7 @@
 
 Three kinds of arrays: *ids* (rows of ascending token ids), *values* (rows of float16 or uint8 that belong to ids), and
 *flat* arrays (one number or a few per row). The functions here check, choose block sizes and put the header around
-what `fast` (or, for tests, `reference`) codes.
+what `fast_encode` (or, for tests, `reference`) codes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from logitstore import layout
-from logitstore.codec import fast, reference
+from logitstore.codec import fast_decode, fast_encode, reference
 from logitstore.codec.header import ChunkHeader, Column, finish_chunk, read_header
 from logitstore.codec.transform import BITS_DTYPE, NATIVE_DTYPE, common_shift
 from logitstore.errors import CorruptDataError, InvalidArgumentError
@@ -79,11 +79,11 @@ def encode(array: NDArray[Any], kind: Kind, *, vocab_size: int = 0, use_referenc
 
     shift = 0
     if kind == "ids":
-        counts, residuals = fast.gaps_of_ids(bits, vocab_size)
+        counts, residuals = fast_encode.gaps_of_ids(bits, vocab_size)
         bases = np.zeros(len(bits), np.uint32)
     else:
         shift = common_shift(bits, dtype)  # -inf in unused slots has no low bits set: it never lowers the shift
-        counts, bases, residuals = fast.residuals_of_bits(bits, dtype, shift, ragged=kind == "values")
+        counts, bases, residuals = fast_encode.residuals_of_bits(bits, dtype, shift, ragged=kind == "values")
         if kind == "flat" and elements:
             counts[-1] = elements - layout.FLAT_GROUP * (len(counts) - 1)
     block_log2 = _block_log2(kind, int(counts.sum()), len(counts))
@@ -92,7 +92,7 @@ def encode(array: NDArray[Any], kind: Kind, *, vocab_size: int = 0, use_referenc
         base, row_lengths, words = reference.encode_payload(rows, block_log2)
         lengths, payload = np.array(row_lengths, np.int64), words.tobytes()
     else:
-        base, lengths, payload = fast.encode_rows(residuals, counts, block_log2)
+        base, lengths, payload = fast_encode.encode_rows(residuals, counts, block_log2)
     return _assemble(kind, dtype, block_log2, base, bits.shape, vocab_size, shift, counts, lengths, bases, payload)
 
 
@@ -161,7 +161,7 @@ def decode_slice(
     if use_reference:
         bits = reference.decode_payload(header, view, first, last)
     else:
-        bits = fast.decode_rows(header, np.frombuffer(view, np.uint8), first, last)
+        bits = fast_decode.decode_rows(header, np.frombuffer(view, np.uint8), first, last)
     if kind == "flat":
         bits = bits.reshape(-1)[start - first * group : stop - first * group]
     return bits.view(NATIVE_DTYPE[code])
@@ -199,9 +199,9 @@ def _assemble(
     entries = int(counts.sum())
     if kind == "flat":
         counts = np.full(len(counts), layout.FLAT_GROUP, np.int64)
-    count_column, packed_counts = fast.pack_column(counts)
-    length_column, packed_lengths = fast.pack_column(lengths)
-    base_column, packed_bases = (Column(0, 0), b"") if kind == "ids" else fast.pack_column(bases)
+    count_column, packed_counts = fast_encode.pack_column(counts)
+    length_column, packed_lengths = fast_encode.pack_column(lengths)
+    base_column, packed_bases = (Column(0, 0), b"") if kind == "ids" else fast_encode.pack_column(bases)
     if kind == "flat":
         count_column = Column(layout.FLAT_GROUP, 0)
     header = ChunkHeader(
