@@ -1,0 +1,107 @@
+"""The files beside the shards: Zarr metadata, the digests the manifest gives, and files that do not belong."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+from logitstore import layout
+from logitstore.container.fields import DOCUMENT_FIELDS, array_metadata
+from logitstore.container.writer import DOCUMENTS_FILE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from logitstore.audit.report import Findings
+    from logitstore.container.manifest import FileRecord, Manifest
+
+__all__ = ["check_files"]
+
+_KNOWN = {layout.MANIFEST_FILE, layout.SHARD_TABLE_FILE, layout.BUILD_RECORD_FILE, DOCUMENTS_FILE, "zarr.json"}
+_LISTED = 20
+
+
+def check_files(path: Path, manifest: Manifest, found: Findings) -> None:
+    """Check everything but the shards themselves."""
+    _check_digest(path, DOCUMENTS_FILE, manifest.documents_file, found)
+    _check_digest(path, layout.SHARD_TABLE_FILE, manifest.shard_table, found)
+    _check_group(path, manifest, found)
+    for field in (*manifest.row_fields, *DOCUMENT_FIELDS):
+        expected = json.loads(json.dumps(array_metadata(field, *manifest.geometry(field))))
+        name = f"{field.name}/zarr.json"
+        metadata = _read_json(path, name, found)
+        if metadata is None:
+            continue
+        for key in sorted({*expected, *metadata}):
+            if metadata.get(key) != expected.get(key):
+                found.error(
+                    name, "array-metadata",
+                    f"the array's {key} is {metadata.get(key)}, the manifest gives {expected.get(key)}",
+                )  # fmt: skip
+    _note_strangers(path, manifest, found)
+
+
+def _check_digest(path: Path, name: str, record: FileRecord | None, found: Findings) -> None:
+    assert record is not None  # the manifest says complete, which includes this
+    rule = name.removesuffix(".jsonl")
+    try:
+        with (path / name).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            size = file.tell()
+    except OSError as error:
+        found.error(name, f"{rule}-digest", f"the file cannot be read: {error.strerror}")
+        return
+    if (size, digest) != (record.bytes, record.sha256):
+        found.error(
+            name, f"{rule}-digest",
+            f"the manifest says {record.bytes} bytes with sha256 {record.sha256}, the file has {size} with {digest}",
+        )  # fmt: skip
+
+
+def _check_group(path: Path, manifest: Manifest, found: Findings) -> None:
+    group = _read_json(path, "zarr.json", found)
+    if group is None:
+        return
+    if (group.get("zarr_format"), group.get("node_type")) != (3, "group"):
+        found.error("zarr.json", "group-metadata", "the store is a Zarr v3 group")
+    attributes = group.get("attributes")
+    ours = attributes.get("logitstore") if isinstance(attributes, dict) else None
+    store_id = ours.get("store_id") if isinstance(ours, dict) else None
+    if store_id != manifest.store_id:
+        found.error("zarr.json", "group-metadata", f"the group is of store {store_id}, not {manifest.store_id}")
+
+
+def _read_json(path: Path, name: str, found: Findings) -> dict[str, Any] | None:
+    rule = "array-metadata" if "/" in name else "group-metadata"
+    try:
+        content = json.loads((path / name).read_bytes())
+    except OSError as error:
+        found.error(name, rule, f"the metadata cannot be read: {error.strerror}")
+        return None
+    except (ValueError, RecursionError) as error:
+        found.error(name, rule, f"the metadata is not JSON: {error}")
+        return None
+    if not isinstance(content, dict):
+        found.error(name, rule, "the metadata is an object")
+        return None
+    return content
+
+
+def _note_strangers(path: Path, manifest: Manifest, found: Findings) -> None:
+    """Note files that nothing speaks of. They harm nobody, but they are not covered by any checksum."""
+    shards = {field.name: manifest.row_shards for field in manifest.row_fields}
+    shards |= {field.name: manifest.document_shards for field in DOCUMENT_FIELDS}
+    strangers = [entry.name for entry in path.iterdir() if entry.name not in _KNOWN and entry.name not in shards]
+    for field in (*manifest.row_fields, *DOCUMENT_FIELDS):
+        directory = path / field.name
+        suffix = r"" if field.columns is None else r"\.0"
+        pattern = re.compile(r"c\.(0|[1-9]\d*)" + suffix)
+        for entry in directory.iterdir() if directory.is_dir() else ():
+            match = pattern.fullmatch(entry.name)
+            if entry.name != "zarr.json" and (match is None or int(match[1]) >= shards[field.name]):
+                strangers.append(f"{field.name}/{entry.name}")
+    found.notes += [f"{name} is not part of the store" for name in sorted(strangers)[:_LISTED]]
+    if len(strangers) > _LISTED:
+        found.notes.append(f"{len(strangers) - _LISTED} more files are not part of the store")
