@@ -1,4 +1,4 @@
-"""A bounded queue between two threads that carries errors as well as items."""
+"""Threads, and a bounded queue between two of them that carries errors as well as items."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Relay", "Stopped"]
+__all__ = ["Relay", "Stopped", "Worker", "run_sender"]
 
 T = TypeVar("T")
 _POLL_SECONDS = 0.1
@@ -66,7 +66,31 @@ class Relay(Generic[T]):
             yield item
 
 
-def run_sender(relay: Relay[T], items: Callable[[], Iterator[T]], name: str) -> threading.Thread:
+class Worker:
+    """A thread that says itself when it is done.
+
+    Ctrl-C in the middle of ``Thread.join`` makes Python up to 3.12 take a running thread for a stopped one, and the
+    next ``join`` returns at once; waiting for an event has no such trap.
+    """
+
+    def __init__(self, work: Callable[[], None], name: str) -> None:
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(work,), name=name, daemon=True)
+        self._thread.start()
+
+    def _run(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        finally:
+            self._done.set()
+
+    def wait(self) -> None:
+        """Return when the work is done; may be interrupted, and called again."""
+        self._done.wait()
+        self._thread.join()
+
+
+def run_sender(relay: Relay[T], items: Callable[[], Iterator[T]], name: str) -> Worker:
     """Start a thread that puts everything ``items()`` yields into the relay."""
 
     def work() -> None:
@@ -80,6 +104,4 @@ def run_sender(relay: Relay[T], items: Callable[[], Iterator[T]], name: str) -> 
         else:
             relay.end()
 
-    thread = threading.Thread(target=work, name=name, daemon=True)
-    thread.start()
-    return thread
+    return Worker(work, name)

@@ -6,7 +6,6 @@ pool encode them, and commits shards. Each waits for the next when its queue is 
 
 from __future__ import annotations
 
-import threading
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +15,7 @@ from logitstore.build.assemble import Assembler
 from logitstore.build.extract import ExtractedBatch, Extractor
 from logitstore.build.identity import require_same_build, start_manifest, versions
 from logitstore.build.record import append_run
-from logitstore.build.relay import Relay, Stopped, run_sender
+from logitstore.build.relay import Relay, Stopped, Worker, run_sender
 from logitstore.build.windows import Cursor, Window, iter_windows
 from logitstore.container.manifest import Manifest
 from logitstore.container.progress import PROGRESS_FILE
@@ -212,10 +211,7 @@ def _run(
         windows, lambda: iter_windows(config.corpus, tokenizer, window_tokens, start, counters), "logitstore-read"
     )
     outcome: list[BaseException] = []
-    sink = threading.Thread(
-        target=_write, args=(rows, writer, committed, outcome), name="logitstore-write", daemon=True
-    )
-    sink.start()
+    sink = Worker(lambda: _write(rows, writer, committed, outcome), "logitstore-write")
     try:
         on_progress(_progress(extractor, writer, counters, committed))
         for window in windows:
@@ -224,7 +220,7 @@ def _run(
                 _send(rows, batch, watch)
                 on_progress(_progress(extractor, writer, counters, committed))
         rows.end()
-        sink.join()
+        sink.wait()
     except Stopped:
         pass  # the writer failed: its error is in `outcome`
     except BaseException:
@@ -232,8 +228,8 @@ def _run(
         raise
     finally:
         windows.stop()
-        reader.join()
-        sink.join()
+        reader.wait()
+        sink.wait()
     if outcome:
         raise outcome[0]
     if writer.rows == 0:

@@ -138,11 +138,13 @@ def decode_slice(
     stop: int,
     vocab_size: int = 0,
     verify: bool = True,
+    out: NDArray[Any] | None = None,
     use_reference: bool = False,
 ) -> NDArray[Any]:
     """Decode entries ``start:stop`` of the first axis of a chunk (of a one-dimensional one, for ``flat``).
 
-    Only the rows asked for are decoded. Errors as `decode`.
+    Only the rows asked for are decoded, into ``out`` if it is given: contiguous, of the result's shape and type.
+    Errors as `decode`.
     """
     view = memoryview(data).cast("B").toreadonly()
     header = read_header(view, verify=verify)
@@ -161,10 +163,16 @@ def decode_slice(
     if use_reference:
         bits = reference.decode_payload(header, view, first, last)
     else:
-        bits = fast_decode.decode_rows(header, np.frombuffer(view, np.uint8), first, last)
+        target = None if out is None or kind == "flat" else out.view(BITS_DTYPE[code])
+        bits = fast_decode.decode_rows(header, np.frombuffer(view, np.uint8), first, last, target)
     if kind == "flat":
         bits = bits.reshape(-1)[start - first * group : stop - first * group]
-    return bits.view(NATIVE_DTYPE[code])
+    array = bits.view(NATIVE_DTYPE[code])
+    if out is None:
+        return array
+    if not np.shares_memory(out, array):
+        out[...] = array
+    return out
 
 
 def _dtype_code(kind: Kind, dtype: np.dtype[Any]) -> int:

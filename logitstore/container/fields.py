@@ -62,6 +62,11 @@ class Field:
         """Shape of one chunk."""
         return (self.chunk_rows, *self.row_shape)
 
+    @property
+    def raw_chunk_bytes(self) -> int:
+        """Bytes of a chunk of kind ``raw``."""
+        return self.chunk_rows * np.dtype(self.dtype).itemsize + layout.CRC_BYTES
+
     def file_name(self, shard: int) -> str:
         """Name of a shard's file below the store: its Zarr key."""
         return f"{self.name}/c.{shard}" + ("" if self.columns is None else ".0")
@@ -77,22 +82,23 @@ class Field:
             return body + _crc32c(body).to_bytes(layout.CRC_BYTES, "little")
         return encode(array, self.kind, vocab_size=self.vocab_size)
 
-    def decode_chunk(self, data: Buffer, start: int, stop: int) -> NDArray[Any]:
-        """Decode rows ``start:stop`` of a chunk whose checksum has been dealt with."""
+    def decode_chunk(self, data: Buffer, start: int, out: NDArray[Any]) -> None:
+        """Decode rows from ``start`` on into ``out``; the chunk's checksum has been dealt with."""
+        stop = start + len(out)
         if self.kind == "raw":
-            # Length was checked against the chunk shape by the caller's frame; crc32c follows the elements.
-            return np.frombuffer(memoryview(data), self.dtype, self.chunk_rows)[start:stop]
-        if self.kind == "flat":
+            # Length was checked against the chunk shape by the caller; crc32c follows the elements.
+            out[...] = np.frombuffer(memoryview(data), self.dtype, self.chunk_rows)[start:stop]
+        elif self.kind == "flat":
             width = self.columns or 1
-            flat = decode_slice(
+            decode_slice(
                 data, "flat", shape=(self.chunk_rows * width,), dtype=self.dtype, start=start * width,
-                stop=stop * width, verify=False,
+                stop=stop * width, verify=False, out=out.reshape(-1),
             )  # fmt: skip
-            return flat.reshape(stop - start, *self.row_shape)
-        return decode_slice(
-            data, self.kind, shape=self.chunk_shape, dtype=self.dtype, start=start, stop=stop,
-            vocab_size=self.vocab_size, verify=False,
-        )  # fmt: skip
+        else:
+            decode_slice(
+                data, self.kind, shape=self.chunk_shape, dtype=self.dtype, start=start, stop=stop,
+                vocab_size=self.vocab_size, verify=False, out=out,
+            )  # fmt: skip
 
 
 _FILL: dict[str, Any] = {

@@ -11,7 +11,7 @@ import hashlib
 import mmap
 import os
 import struct
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import google_crc32c
 import numpy as np
@@ -22,6 +22,8 @@ from logitstore.errors import CorruptDataError, TruncatedDataError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
     from logitstore.container.fields import Field
 
@@ -231,24 +233,22 @@ class ShardReader:
         if crc != google_crc32c.value(np.frombuffer(data, np.uint8)):
             raise broken(f"the checksum of chunk {number} does not fit its bytes")
 
-    def read(self, start: int, stop: int) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
-        """Decode rows ``start:stop``, counted from the first row of the shard."""
+    def read(self, start: int, stop: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Decode rows ``start:stop``, counted from the first row of the shard, into ``out`` if it is given."""
         field = self._field
-        parts = []
+        if out is None:
+            out = np.empty((stop - start, *field.row_shape), field.dtype)
         for number in range(start // field.chunk_rows, -(-stop // field.chunk_rows)):
             base = number * field.chunk_rows
             low, high = max(start - base, 0), min(stop - base, field.chunk_rows)
             data = self.chunk(number)
-            if (
-                field.kind == "raw"
-                and len(data) != field.chunk_rows * np.dtype(field.dtype).itemsize + layout.CRC_BYTES
-            ):
-                raise CorruptDataError(f"chunk {number} has {len(data)} bytes", path=self.path, shard=self._shard)
             try:
-                parts.append(field.decode_chunk(data, low, high))
+                if field.kind == "raw" and len(data) != field.raw_chunk_bytes:
+                    raise CorruptDataError(f"chunk {number} has {len(data)} bytes, expected {field.raw_chunk_bytes}")
+                field.decode_chunk(data, low, out[base + low - start : base + high - start])
             except CorruptDataError as error:
                 raise error.at(path=self.path, shard=self._shard, row=self._first_row + base + low) from None
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return out
 
     def close(self) -> None:
         """Drop the mapping; it lives on while arrays still look into it."""

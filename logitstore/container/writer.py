@@ -127,16 +127,19 @@ class StoreWriter:
             directory.mkdir(exist_ok=True)
             for leftover in directory.glob(".*.partial"):
                 leftover.unlink()
-        self._documents = self._open_at(DOCUMENTS_FILE, self.progress.documents_bytes)
-        self._table = self._open_at(layout.SHARD_TABLE_FILE, self.progress.shards * self._record_bytes)
         write_atomically(self.path / layout.MANIFEST_FILE, dataclasses.replace(self.manifest, complete=False).to_json())
+        self._cut(DOCUMENTS_FILE, self.progress.documents_bytes)
+        self._cut(layout.SHARD_TABLE_FILE, self.progress.shards * self._record_bytes)
+        self._documents = (self.path / DOCUMENTS_FILE).open("ab")
+        self._table = (self.path / layout.SHARD_TABLE_FILE).open("ab")
 
-    def _open_at(self, name: str, size: int) -> Any:
-        file = (self.path / name).open("ab")
-        if file.tell() < size:
-            raise CorruptDataError(f"{size} bytes were committed, the file has {file.tell()}", path=self.path / name)
-        file.truncate(size)
-        return file
+    def _cut(self, name: str, size: int) -> None:
+        """Drop what was written to a file behind the last commit."""
+        with (self.path / name).open("ab") as file:
+            if file.tell() < size:
+                message = f"{size} bytes were committed, the file has {file.tell()}"
+                raise CorruptDataError(message, path=self.path / name)
+            file.truncate(size)
 
     def rewind(self, document: int, row: int) -> None:
         """Go back to a document at or before the committed rows; what is appended again is passed over.
@@ -184,6 +187,8 @@ class StoreWriter:
             Where the producer would have to start again to give this document once more; kept in ``progress.json``.
         """
         length = len(document.tokens)
+        if not length:
+            raise InvalidArgumentError(f"document {document.key!r} has no token", path=self.path, row=self._row)
         if rows is None:
             if not self.is_committed(length):
                 raise InvalidArgumentError(f"document {document.key!r} needs its rows", path=self.path, row=self._row)
@@ -312,11 +317,15 @@ class StoreWriter:
         ]
         records: list[ShardRecord] = []
         ends = self._document_ends()
-        while len(block := np.fromiter(itertools.islice(ends, DOCUMENTS_PER_SHARD), np.dtype((np.int64, 2)))):
-            for column, stream in enumerate(streams):
-                stream.append(block[:, column])
-            files = {stream.field.name: stream.finish_shard() for stream in streams}
-            records.append(ShardRecord(len(records), len(records) * DOCUMENTS_PER_SHARD, len(block), files))
+        try:
+            while len(block := np.fromiter(itertools.islice(ends, DOCUMENTS_PER_SHARD), np.dtype((np.int64, 2)))):
+                for column, stream in enumerate(streams):
+                    stream.append(block[:, column])
+                files = {stream.field.name: stream.finish_shard() for stream in streams}
+                records.append(ShardRecord(len(records), len(records) * DOCUMENTS_PER_SHARD, len(block), files))
+        finally:
+            for stream in streams:
+                stream.abandon()  # nothing is in flight unless this failed
         for field in DOCUMENT_FIELDS:
             sync_directory(self.path / field.name)
         return records

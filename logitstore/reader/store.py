@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import operator
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 import numpy as np
 
 from logitstore.container.fields import DOCUMENT_FIELDS, array_metadata
-from logitstore.container.manifest import Manifest
+from logitstore.container.manifest import FileRecord, Manifest
 from logitstore.container.progress import Progress
 from logitstore.container.writer import DOCUMENTS_FILE
 from logitstore.errors import CorruptDataError, InvalidArgumentError, TruncatedDataError
+from logitstore.layout import SHARD_TABLE_FILE
 from logitstore.reader.rows import Document, Rows
 from logitstore.reader.shard_cache import ShardCache
 
@@ -38,8 +40,9 @@ def open_store(path: str | os.PathLike[str], *, verify: Verify = "lazy", order: 
     path
         Directory of the store.
     verify
-        ``"lazy"`` checks every chunk when it is first read; ``"full"`` compares each shard with its sha256 as well
-        when it is first opened; ``"none"`` checks only sizes, identities and what decoding itself notices.
+        ``"lazy"`` checks every chunk when it is first read; ``"full"`` also compares files with their sha256: the
+        records of documents and shards at once, each shard when it is first opened; ``"none"`` checks only sizes,
+        identities and what decoding itself notices.
     order
         Order of the entries of a row: ``"logit"`` sorts them by falling logit, so that ``ids[:, :8]`` are the eight
         most probable; ``"stored"`` leaves them in ascending order of ids, as plain Zarr gives them, and is faster.
@@ -94,6 +97,9 @@ class Store:
         self._row_fields = self.manifest.row_fields
         self._fields = {field.name: field for field in (*self._row_fields, *DOCUMENT_FIELDS)}
         self._check_arrays()
+        if verify == "full":
+            self._check_digest(DOCUMENTS_FILE, self.manifest.documents_file)
+            self._check_digest(SHARD_TABLE_FILE, self.manifest.shard_table)
         self._shards = ShardCache(path, self.manifest, verify=verify, capacity=open_files)
 
     def _check_arrays(self) -> None:
@@ -114,6 +120,18 @@ class Store:
                     raise CorruptDataError(
                         f"the array's {name} is {found.get(name)}, the manifest gives {expected.get(name)}", path=path
                     )
+
+    def _check_digest(self, name: str, record: FileRecord | None) -> None:
+        """Compare a file with what the manifest says of it, which is all that vouches for it."""
+        path = self.path / name
+        try:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                found = FileRecord(file.tell(), digest)
+        except FileNotFoundError:
+            raise TruncatedDataError("the file is missing", path=path) from None
+        if found != record:
+            raise CorruptDataError(f"the file has {found}, the manifest gives {record}", path=path)
 
     @property
     def vocab_size(self) -> int:
@@ -193,6 +211,9 @@ class Store:
             raise CorruptDataError(f"the line of document {index} is not JSON: {error}", path=path) from None
         if not isinstance(about, dict) or type(about.get("rows")) is not int or not isinstance(about.get("key"), str):
             raise CorruptDataError(f"the line of document {index} has a key and a number of rows", path=path)
+        parent = about.get("parent")
+        if parent is not None and not (isinstance(parent, dict) and {"key", "first_token"} <= set(parent)):
+            raise CorruptDataError(f"the parent of document {index} has a key and a first token", path=path)
         return about
 
     def read(self, start: int, stop: int, fields: Sequence[str] | None = None) -> Rows:
@@ -235,14 +256,12 @@ class Store:
         total, rows_per_shard = self.manifest.geometry(field)
         if not 0 <= start <= stop <= total:
             raise InvalidArgumentError(f"{start}:{stop} is not within the {total} rows of {name}", path=self.path)
-        parts = []
+        out = np.empty((stop - start, *field.row_shape), field.dtype)
         for shard in range(start // rows_per_shard, -(-stop // rows_per_shard)):
             base = shard * rows_per_shard
-            reader = self._shards.get(field, shard)
-            parts.append(reader.read(max(start - base, 0), min(stop - base, rows_per_shard)))
-        if not parts:
-            return np.empty((0, *field.row_shape), field.dtype)
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+            low, high = max(start, base), min(stop, base + rows_per_shard)
+            self._shards.get(field, shard).read(low - base, high - base, out[low - start : high - start])
+        return out
 
     def close(self) -> None:
         """Close all files. Arrays that were handed out stay valid."""
