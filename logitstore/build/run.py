@@ -17,12 +17,11 @@ from logitstore.build.identity import require_same_build, start_manifest, versio
 from logitstore.build.record import append_run
 from logitstore.build.relay import Relay, Stopped, Worker, run_sender
 from logitstore.build.windows import Cursor, Window, iter_windows
-from logitstore.container.manifest import Manifest
+from logitstore.container.manifest import Manifest, is_store
 from logitstore.container.progress import PROGRESS_FILE
 from logitstore.container.writer import StoreWriter, prepare_directory, refuse_directory
 from logitstore.corpus import CorpusCounters
 from logitstore.errors import InvalidArgumentError
-from logitstore.layout import MANIFEST_FILE
 from logitstore.stopwatch import Stopwatch
 from logitstore.teacher import load_teacher
 
@@ -137,7 +136,7 @@ def build(
         raise InvalidArgumentError("resume goes on with a store, overwrite replaces it; ask for one of them")
     started = datetime.now(UTC)
     clock = time.perf_counter()
-    going_on = resume and (out / MANIFEST_FILE).is_file()
+    going_on = resume and is_store(out)
     if not going_on:
         refuse_directory(out, overwrite=overwrite)
     teacher = load_teacher(config.teacher)

@@ -19,7 +19,7 @@ from logitstore.errors import CorruptDataError, TruncatedDataError, UnsupportedV
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["FileRecord", "Manifest"]
+__all__ = ["FileRecord", "Manifest", "is_store"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,15 @@ class FileRecord:
 
     bytes: int
     sha256: str
+
+
+def is_store(path: Path) -> bool:
+    """Whether ``path`` is the directory of a logitstore, of whatever version, finished or not."""
+    try:
+        content = json.loads((path / layout.MANIFEST_FILE).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and content.get("format") == layout.FORMAT_NAME
 
 
 @dataclass(frozen=True)

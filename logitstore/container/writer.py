@@ -23,7 +23,7 @@ from logitstore.container.chunk_stream import ChunkStream
 from logitstore.container.durable import canonical_json, sync_directory, write_atomically
 from logitstore.container.fields import DOCUMENT_FIELDS, DOCUMENTS_PER_SHARD, array_metadata, group_metadata
 from logitstore.container.invariants import Violation, check_rows
-from logitstore.container.manifest import FileRecord, Manifest
+from logitstore.container.manifest import FileRecord, Manifest, is_store
 from logitstore.container.progress import PROGRESS_FILE, Progress
 from logitstore.container.shard_table import ShardRecord, record_bytes_for
 from logitstore.errors import CorruptDataError, InvalidArgumentError
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 __all__ = ["DOCUMENTS_FILE", "StoreWriter", "prepare_directory", "refuse_directory"]
 
 DOCUMENTS_FILE = "documents.jsonl"
+_DEBRIS = {f".{layout.MANIFEST_FILE}.partial"}
+"""All that a crash can leave of a store before it has a manifest."""
 
 
 def refuse_directory(path: Path, *, overwrite: bool = False) -> None:
@@ -48,11 +50,12 @@ def refuse_directory(path: Path, *, overwrite: bool = False) -> None:
     InvalidArgumentError
         There is something at ``path``: a store and ``overwrite`` is False, or anything else.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        if not (path / layout.MANIFEST_FILE).is_file():
-            raise InvalidArgumentError("the path exists and is not a logitstore; choose another one", path=path)
-        if not overwrite:
-            raise InvalidArgumentError("the store exists; ask for resume, or for overwrite to replace it", path=path)
+    if not path.exists() or (path.is_dir() and all(entry.name in _DEBRIS for entry in path.iterdir())):
+        return
+    if not is_store(path):
+        raise InvalidArgumentError("the path exists and is not a logitstore; choose another one", path=path)
+    if not overwrite:
+        raise InvalidArgumentError("the store exists; ask for resume, or for overwrite to replace it", path=path)
 
 
 def prepare_directory(path: Path, *, overwrite: bool = False) -> None:
@@ -122,12 +125,13 @@ class StoreWriter:
         self._shard_entries = 0
 
     def _start_files(self) -> None:
+        # First of all, so that whatever is interrupted from here on is an unfinished store and says so.
+        write_atomically(self.path / layout.MANIFEST_FILE, dataclasses.replace(self.manifest, complete=False).to_json())
         for field in (*self._fields, *DOCUMENT_FIELDS):
             directory = self.path / field.name
             directory.mkdir(exist_ok=True)
             for leftover in directory.glob(".*.partial"):
                 leftover.unlink()
-        write_atomically(self.path / layout.MANIFEST_FILE, dataclasses.replace(self.manifest, complete=False).to_json())
         self._cut(DOCUMENTS_FILE, self.progress.documents_bytes)
         self._cut(layout.SHARD_TABLE_FILE, self.progress.shards * self._record_bytes)
         self._documents = (self.path / DOCUMENTS_FILE).open("ab")
