@@ -15,7 +15,8 @@ FORMAT_VERSION: Final = (1, 0)
 UNUSED_ID: Final = 0xFFFFFFFF
 MAX_VOCAB_SIZE: Final = 1 << 31
 MAX_SLOTS: Final = 1 << 31
-MAX_CHUNK_BYTES: Final = 1 << 31
+MAX_CHUNK_ROWS: Final = 1 << 30
+MAX_PAYLOAD_WORDS: Final = (1 << 27) - 1
 
 # --- exact codec: a chunk ------------------------------------------------------------------------------------------
 CHUNK_MAGIC: Final = b"LGX1"

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +15,7 @@ from logitstore.container.writer import StoreWriter, prepare_directory
 from logitstore.records import RowBatch, TokenDocument
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from types import ModuleType
 
 Documents = list[tuple[TokenDocument, RowBatch]]
 
@@ -109,3 +112,14 @@ class StoreMaker:
 @pytest.fixture(scope="session")
 def stores() -> StoreMaker:
     return StoreMaker()
+
+
+@pytest.fixture(scope="session")
+def decoder() -> ModuleType:
+    """The standard-library decoder, which lies beside the specification and not in the package."""
+    folder = str(Path(__file__).parent.parent / "spec")
+    sys.path.insert(0, folder)
+    try:
+        return importlib.import_module("reference_decoder")
+    finally:
+        sys.path.remove(folder)

@@ -105,7 +105,8 @@ def _tail(axis: Any, groups: _Groups) -> None:
         share = np.cumsum(group.mass.counts) / max(1, group.rows)
         shown = (share > 0) & (missing > 0)
         axis.plot(missing[shown], share[shown], color=colour, lw=1.8, label=name)
-    axis.set(xscale="log", yscale="log", xlim=(1, 1e-3))
+    if groups[0][1].rows:
+        axis.set(xscale="log", yscale="log", xlim=(1, 1e-3))
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:.4g}")
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:.4g}")
     axis.grid(alpha=0.25)

@@ -8,6 +8,7 @@ the last digit of the teacher's own dtype, and by their rounding to float16.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -72,8 +73,9 @@ class TeacherCheck:
     notes: list[str]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the result as JSON."""
-        return dataclasses.asdict(self)
+        """Return the result as JSON; a difference that is infinite is None."""
+        largest = self.largest_difference if math.isfinite(self.largest_difference) else None
+        return {**dataclasses.asdict(self), "largest_difference": largest}
 
 
 @dataclass(frozen=True)

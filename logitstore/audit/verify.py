@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -100,7 +101,7 @@ def _check_shards(
     progress: Callable[[int, int], None] | None,
     workers: int | None,
 ) -> int:
-    sizes: dict[str, int] = {field.name: 0 for field in (*manifest.row_fields, *DOCUMENT_FIELDS)}
+    sizes: Counter[str] = Counter()
 
     def check_files_of(shard: int, fields: Sequence[Field]) -> dict[str, FileResult]:
         results = list(map_in_order(partial(checker.check_file, shard), fields, workers))
@@ -126,8 +127,7 @@ def _check_shards(
                 progress(done, manifest.rows)
     if checked == manifest.rows and entries != manifest.entries:
         found.error(MANIFEST_FILE, "entries", f"the manifest says {manifest.entries} entries, the rows keep {entries}")
-    if sizes != manifest.bytes_by_field:
-        found.error(
-            MANIFEST_FILE, "bytes-by-field", f"the manifest says {manifest.bytes_by_field}, the files have {sizes}"
-        )
+    if sizes != Counter(manifest.bytes_by_field):
+        message = f"the manifest says {manifest.bytes_by_field}, the files have {dict(sizes)}"
+        found.error(MANIFEST_FILE, "bytes-by-field", message)
     return checked

@@ -8,7 +8,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from logitstore import layout
-from logitstore.container.fields import DOCUMENT_FIELDS, array_metadata
+from logitstore.container.fields import DOCUMENT_FIELDS, group_metadata, metadata_differences
 from logitstore.container.writer import DOCUMENTS_FILE
 
 if TYPE_CHECKING:
@@ -29,17 +29,12 @@ def check_files(path: Path, manifest: Manifest, found: Findings) -> None:
     _check_digest(path, layout.SHARD_TABLE_FILE, manifest.shard_table, found)
     _check_group(path, manifest, found)
     for field in (*manifest.row_fields, *DOCUMENT_FIELDS):
-        expected = json.loads(json.dumps(array_metadata(field, *manifest.geometry(field))))
         name = f"{field.name}/zarr.json"
         metadata = _read_json(path, name, found)
         if metadata is None:
             continue
-        for key in sorted({*expected, *metadata}):
-            if metadata.get(key) != expected.get(key):
-                found.error(
-                    name, "array-metadata",
-                    f"the array's {key} is {metadata.get(key)}, the manifest gives {expected.get(key)}",
-                )  # fmt: skip
+        for key, value, expected in metadata_differences(metadata, field, *manifest.geometry(field)):
+            found.error(name, "array-metadata", f"the array's {key} is {value}, the manifest gives {expected}")
     _note_strangers(path, manifest, found)
 
 
@@ -64,13 +59,12 @@ def _check_group(path: Path, manifest: Manifest, found: Findings) -> None:
     group = _read_json(path, "zarr.json", found)
     if group is None:
         return
-    if (group.get("zarr_format"), group.get("node_type")) != (3, "group"):
-        found.error("zarr.json", "group-metadata", "the store is a Zarr v3 group")
-    attributes = group.get("attributes")
-    ours = attributes.get("logitstore") if isinstance(attributes, dict) else None
-    store_id = ours.get("store_id") if isinstance(ours, dict) else None
-    if store_id != manifest.store_id:
-        found.error("zarr.json", "group-metadata", f"the group is of store {store_id}, not {manifest.store_id}")
+    expected = group_metadata({"logitstore": {"manifest": layout.MANIFEST_FILE, "store_id": manifest.store_id}})
+    found_attributes = group.get("attributes")
+    # People may add attributes of their own.
+    ours = found_attributes.get("logitstore") if isinstance(found_attributes, dict) else None
+    if {**group, "attributes": {"logitstore": ours}} != expected:
+        found.error("zarr.json", "group-metadata", f"the group's metadata is {expected}, found {group}")
 
 
 def _read_json(path: Path, name: str, found: Findings) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -79,6 +79,13 @@ class Extractor:
         Who, and what to keep.
     watch
         Gets the seconds of ``forward`` and ``selection``.
+
+    Attributes
+    ----------
+    clock, tally
+        Where the seconds go; what the teacher said in sum.
+    tokens
+        Tokens of the documents run so far.
     """
 
     def __init__(self, teacher: Teacher, config: BuildConfig, watch: Stopwatch) -> None:
@@ -86,6 +93,12 @@ class Extractor:
         self._config = config
         self.clock = DeviceClock(teacher.device, watch)
         self.tally = Tally()
+        self.tokens = 0
+
+    @property
+    def tokenizer(self) -> Any:
+        """The teacher's tokenizer."""
+        return self._teacher.tokenizer
 
     def batches(self, window: Window, committed_rows: int) -> Iterator[ExtractedBatch]:
         """Yield the batches of a window. One whose rows are all committed already is not computed."""
@@ -112,6 +125,7 @@ class Extractor:
             with self.clock.measure("selection"):
                 kept = self._select(window, numbers, logits)
             chunks.append(ExtractedChunk(numbers, logits.rows, copy_to_host(kept)))
+        self.tokens += sum(len(document.tokens) for document in documents)
         return ExtractedBatch(tuple(batch), tuple(chunks))
 
     def _select(self, window: Window, numbers: NDArray[np.int64], logits: LogitRows) -> SelectedRows:

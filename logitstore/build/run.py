@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from logitstore.build.assemble import Assembler
 from logitstore.build.extract import ExtractedBatch, Extractor
@@ -44,9 +44,9 @@ class BuildProgress:
     Attributes
     ----------
     tokens, total_tokens
-        Rows computed or found committed, and an estimate of all; None while nothing is known.
+        Tokens read by the teacher or found committed, and an estimate of all; None while nothing is known.
     new_tokens
-        Rows computed by this run.
+        Tokens the teacher has read in this run.
     written_rows, entries, bytes
         Of this run alone: rows handed to the writer, entries they keep, bytes written so far.
     committed_rows
@@ -152,33 +152,27 @@ def build(
     watch = Stopwatch()
     counters = CorpusCounters()
     extractor = Extractor(teacher, config, watch)
-    if manifest.complete:
-        # A crash right behind the last manifest leaves it.
-        (out / PROGRESS_FILE).unlink(missing_ok=True)
-    else:
-        with StoreWriter(
-            out,
-            manifest,
-            workers=workers,
-            holds_maximum=config.selection.top_entries(teacher.vocab_size) > 0,
-            watch=watch,
-        ) as writer:
-            _run(config, teacher.tokenizer, extractor, writer, counters, watch, on_progress or _ignore)
-            extractor.clock.finish()
-            with watch.measure("write"):
-                manifest = writer.finish()
-    seconds = time.perf_counter() - clock
-    append_run(
-        out,
-        {
-            "command": command,
-            "started": started.isoformat(timespec="seconds"),
-            "seconds": round(seconds, 3),
-            "rows_computed": extractor.tally.rows,
-            "stage_seconds": {name: round(value, 3) for name, value in watch.seconds().items()},
-            "versions": versions(),
-        },
-    )
+    finished = False
+    try:
+        if manifest.complete:
+            # A crash right behind the last manifest leaves it.
+            (out / PROGRESS_FILE).unlink(missing_ok=True)
+        else:
+            manifest = _write_store(config, out, manifest, extractor, counters, watch, workers, on_progress or _ignore)
+        finished = True
+    finally:
+        seconds = time.perf_counter() - clock
+        if is_store(out):
+            run = {
+                "command": command,
+                "started": started.isoformat(timespec="seconds"),
+                "finished": finished,
+                "seconds": round(seconds, 3),
+                "rows_computed": extractor.tally.rows,
+                "stage_seconds": {name: round(value, 3) for name, value in watch.seconds().items()},
+                "versions": versions(),
+            }
+            append_run(out, run)
     return BuildSummary(
         manifest=manifest,
         seconds=seconds,
@@ -190,9 +184,26 @@ def build(
     )
 
 
+def _write_store(
+    config: BuildConfig,
+    out: Path,
+    manifest: Manifest,
+    extractor: Extractor,
+    counters: CorpusCounters,
+    watch: Stopwatch,
+    workers: int,
+    on_progress: Callable[[BuildProgress], None],
+) -> Manifest:
+    holds_maximum = config.selection.top_entries(manifest.vocab_size) > 0
+    with StoreWriter(out, manifest, workers=workers, holds_maximum=holds_maximum, watch=watch) as writer:
+        _run(config, extractor, writer, counters, watch, on_progress)
+        extractor.clock.finish()
+        with watch.measure("write"):
+            return writer.finish()
+
+
 def _run(
     config: BuildConfig,
-    tokenizer: Any,
     extractor: Extractor,
     writer: StoreWriter,
     counters: CorpusCounters,
@@ -207,7 +218,9 @@ def _run(
     windows: Relay[Window] = Relay(_WINDOWS_AHEAD)
     rows: Relay[Window | ExtractedBatch] = Relay(_BATCHES_BEHIND)
     reader = run_sender(
-        windows, lambda: iter_windows(config.corpus, tokenizer, window_tokens, start, counters), "logitstore-read"
+        windows,
+        lambda: iter_windows(config.corpus, extractor.tokenizer, window_tokens, start, counters),
+        "logitstore-read",
     )
     outcome: list[BaseException] = []
     sink = Worker(lambda: _write(rows, writer, committed, outcome), "logitstore-write")
@@ -274,7 +287,7 @@ def _written(rows: Relay[Window | ExtractedBatch], writer: StoreWriter, committe
 
 
 def _progress(extractor: Extractor, writer: StoreWriter, counters: CorpusCounters, committed: int) -> BuildProgress:
-    new = extractor.tally.rows
+    new = extractor.tokens
     estimate = counters.estimated_tokens()
     return BuildProgress(
         tokens=committed + new,

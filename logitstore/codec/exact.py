@@ -69,6 +69,8 @@ def encode(array: NDArray[Any], kind: Kind, *, vocab_size: int = 0, use_referenc
     dtype = _dtype_code(kind, array.dtype)
     if kind == "ids" and not 1 <= vocab_size <= layout.MAX_VOCAB_SIZE:
         raise InvalidArgumentError(f"ids need a vocabulary size of 1 to 2^31, found {vocab_size}")
+    if array.size >= 1 << 32:
+        raise InvalidArgumentError(f"a chunk has fewer than 2^32 elements, found {array.size}: use fewer rows")
     bits = np.ascontiguousarray(array).view(BITS_DTYPE[dtype])
     elements = bits.size
     if kind == "flat":
@@ -146,6 +148,15 @@ def decode_slice(
     Only the rows asked for are decoded, into ``out`` if it is given: contiguous, of the result's shape and type.
     Errors as `decode`.
     """
+    if not 0 <= start <= stop <= shape[0]:
+        raise InvalidArgumentError(f"rows {start}:{stop} are not within the {shape[0]} of the chunk")
+    if out is not None and not (
+        out.shape == (stop - start, *shape[1:]) and out.dtype == np.dtype(dtype) and out.flags.c_contiguous
+    ):
+        raise InvalidArgumentError(
+            f"out is contiguous, of shape {(stop - start, *shape[1:])} and type {np.dtype(dtype)}; "
+            f"found shape {out.shape} and type {out.dtype}"
+        )
     view = memoryview(data).cast("B").toreadonly()
     header = read_header(view, verify=verify)
     code = _dtype_code(kind, np.dtype(dtype))
@@ -205,6 +216,12 @@ def _assemble(
     payload: bytes,
 ) -> bytes:
     entries = int(counts.sum())
+    words = len(payload) // 4
+    if shape[0] > layout.MAX_CHUNK_ROWS or words > layout.MAX_PAYLOAD_WORDS:
+        raise InvalidArgumentError(
+            f"a chunk has at most {layout.MAX_CHUNK_ROWS} rows and at most {layout.MAX_PAYLOAD_WORDS} words, "
+            f"found {shape[0]} and {words}: use fewer rows per chunk"
+        )
     if kind == "flat":
         counts = np.full(len(counts), layout.FLAT_GROUP, np.int64)
     count_column, packed_counts = fast_encode.pack_column(counts)

@@ -120,6 +120,8 @@ def _decode_bits(
     for i in range(out.shape[0]):
         row = first + i
         start, end, count = starts[row], starts[row + 1], counts[row]
+        if np.uint64(bases[row]) >= limit and count:
+            return row * 8 + 4
         low = np.uint32(bases[row])
         fits = True
         status = short_residuals(data, start, end, count, block_log2, base, table, short)

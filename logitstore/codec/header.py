@@ -170,6 +170,7 @@ def _check_fields(header: ChunkHeader, reserved: int) -> None:
     for name in ("counts", "lengths", "bases"):
         column: Column = getattr(header, name)
         require(column.width <= 32, f"the width of {name} is at most 32", column.width)
+    require(header.rows <= layout.MAX_CHUNK_ROWS, "a chunk has at most 2^30 rows", header.rows)
     require(1 <= header.slots < layout.MAX_SLOTS, "a row has 1 to 2^31-1 slots", header.slots)
     bits = DTYPE_BITS[header.dtype]
     if header.kind == layout.KIND_IDS:
@@ -187,6 +188,6 @@ def _check_fields(header: ChunkHeader, reserved: int) -> None:
             f"{header.entries} flat elements make {-(-header.entries // layout.FLAT_GROUP)} groups", header.rows,
         )  # fmt: skip
     require(
-        header.payload_words >= layout.GUARD_WORDS, f"a payload has {layout.GUARD_WORDS} guard words",
-        header.payload_words,
+        layout.GUARD_WORDS <= header.payload_words <= layout.MAX_PAYLOAD_WORDS,
+        f"a payload has {layout.GUARD_WORDS} to {layout.MAX_PAYLOAD_WORDS} words", header.payload_words,
     )  # fmt: skip

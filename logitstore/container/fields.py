@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +15,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Buffer
 
-__all__ = ["DOCUMENT_FIELDS", "Field", "array_metadata", "group_metadata", "row_fields", "rows_per_shard_for"]
+__all__ = [
+    "DOCUMENT_FIELDS",
+    "Field",
+    "array_metadata",
+    "group_metadata",
+    "metadata_differences",
+    "row_fields",
+    "rows_per_shard_for",
+]
 
 Kind = Literal["ids", "values", "flat", "raw"]
 
@@ -197,6 +206,23 @@ def array_metadata(field: Field, rows: int, rows_per_shard: int) -> dict[str, An
         "attributes": {},
         "dimension_names": ["document" if field in DOCUMENT_FIELDS else "row", "slot"][: len(shape)],
     }
+
+
+def metadata_differences(
+    found: dict[str, Any], field: Field, rows: int, rows_per_shard: int
+) -> list[tuple[str, Any, Any]]:
+    """Compare an array's ``zarr.json`` with what it should be: key, value found and value expected where they differ.
+
+    Attributes are anybody's, and Zarr adds an empty list of storage transformers when it writes them.
+    """
+    expected = json.loads(json.dumps(array_metadata(field, rows, rows_per_shard)))
+    found = {"storage_transformers": [], **found, "attributes": {}}
+    expected["storage_transformers"] = []
+    return [
+        (key, found.get(key), expected.get(key))
+        for key in sorted({*expected, *found})
+        if found.get(key) != expected.get(key)
+    ]
 
 
 def group_metadata(attributes: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -158,10 +159,10 @@ class Manifest:
             raise TruncatedDataError(reason, path=path) from None
         try:
             return cls.from_json(json.loads(raw))
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise CorruptDataError(f"the manifest is not JSON: {error}", path=file) from None
         except (CorruptDataError, UnsupportedVersionError) as error:
             raise error.at(path=file) from None
+        except (ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, or a number of 5,000 digits
+            raise CorruptDataError(f"the manifest is not JSON: {error}", path=file) from None
 
     @classmethod
     def from_json(cls, content: Any) -> Manifest:
@@ -193,6 +194,7 @@ class Manifest:
         _require(1 <= self.vocab_size <= layout.MAX_VOCAB_SIZE, "vocab_size is 1 to 2^31", self.vocab_size)
         _require(self.padded_vocab_size >= self.vocab_size, "padded_vocab_size >= vocab_size", self.padded_vocab_size)
         _require(1 <= self.slots < layout.MAX_SLOTS, "slots is 1 to 2^31-1", self.slots)
+        _require(self.slots <= self.vocab_size, f"slots are at most the {self.vocab_size} ids there are", self.slots)
         _require(self.values in ("logprob", "logit"), "values is 'logprob' or 'logit'", self.values)
         power = self.rows_per_shard
         _require(
@@ -214,22 +216,32 @@ class Manifest:
 
 def _checked(name: str, annotation: str, value: Any) -> Any:
     if annotation == "int":
-        _require(type(value) is int and 0 <= value < 1 << 63, f"{name} is a whole number", value)
+        _require(_is_whole(value), f"{name} is a whole number", value)
     elif annotation in ("bool", "str"):
         _require(type(value).__name__ == annotation, f"{name} is a {annotation}", value)
     elif annotation.startswith("FileRecord"):
         if value is None:
             return None
-        sound = isinstance(value, dict) and type(value.get("bytes")) is int and value["bytes"] >= 0
+        sound = isinstance(value, dict) and _is_whole(value.get("bytes"))
         _require(sound and _is_hex(value.get("sha256"), 64), f"{name} has bytes and sha256", value)
         return FileRecord(value["bytes"], value["sha256"])
     elif annotation.startswith("tuple"):
-        sound = isinstance(value, list) and all(type(number) in (int, float) and number > 0 for number in value)
+        sound = isinstance(value, list) and all(
+            type(number) in (int, float) and 0 < number <= sys.float_info.max for number in value
+        )
         _require(sound, f"{name} is a list of positive numbers", value)
         return tuple(float(number) for number in value)
     else:
         _require(isinstance(value, dict), f"{name} is an object", value)
+        if annotation == "dict[str, int]":
+            _require(all(map(_is_whole, value.values())), f"{name} holds whole numbers", value)
+        elif annotation == "dict[str, str]":
+            _require(all(isinstance(item, str) for item in value.values()), f"{name} holds strings", value)
     return value
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
 
 
 def _is_hex(value: Any, digits: int) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 
 from logitstore import layout
 from logitstore.container.durable import publish
-from logitstore.errors import CorruptDataError, TruncatedDataError
+from logitstore.errors import CorruptDataError, TruncatedDataError, UnsupportedVersionError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -246,7 +246,7 @@ class ShardReader:
                 if field.kind == "raw" and len(data) != field.raw_chunk_bytes:
                     raise CorruptDataError(f"chunk {number} has {len(data)} bytes, expected {field.raw_chunk_bytes}")
                 field.decode_chunk(data, low, out[base + low - start : base + high - start])
-            except CorruptDataError as error:
+            except (CorruptDataError, UnsupportedVersionError) as error:
                 raise error.at(path=self.path, shard=self._shard, row=self._first_row + base + low) from None
         return out
 

@@ -267,7 +267,7 @@ class StoreWriter:
         self._sync(self._table)
         self._entries += self._shard_entries
         self._shard_entries = 0
-        self.progress = Progress(
+        progress = Progress(
             shards=number + 1,
             rows=self._row,
             documents=self._document,
@@ -275,7 +275,8 @@ class StoreWriter:
             documents_bytes=self._documents.tell(),
             cursor=cursor,
         )
-        self.progress.write(self.path)
+        progress.write(self.path)
+        self.progress = progress  # others look at it meanwhile: what it says is on disk
 
     @staticmethod
     def _sync(file: Any) -> None:

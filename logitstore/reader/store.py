@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import numpy as np
 
-from logitstore.container.fields import DOCUMENT_FIELDS, array_metadata
+from logitstore.container.fields import DOCUMENT_FIELDS, metadata_differences
 from logitstore.container.manifest import FileRecord, Manifest
 from logitstore.container.progress import Progress
 from logitstore.container.writer import DOCUMENTS_FILE
@@ -112,14 +112,10 @@ class Store:
                 raise TruncatedDataError("the array's metadata is missing", path=path) from None
             except (ValueError, RecursionError) as error:
                 raise CorruptDataError(f"the array's metadata is not JSON: {error}", path=path) from None
-            expected = json.loads(json.dumps(array_metadata(field, *self.manifest.geometry(field))))
             if not isinstance(found, dict):
                 raise CorruptDataError("the array's metadata is an object", path=path)
-            for name in sorted({*expected, *found}):
-                if found.get(name) != expected.get(name):
-                    raise CorruptDataError(
-                        f"the array's {name} is {found.get(name)}, the manifest gives {expected.get(name)}", path=path
-                    )
+            for key, value, expected in metadata_differences(found, field, *self.manifest.geometry(field)):
+                raise CorruptDataError(f"the array's {key} is {value}, the manifest gives {expected}", path=path)
 
     def _check_digest(self, name: str, record: FileRecord | None) -> None:
         """Compare a file with what the manifest says of it, which is all that vouches for it."""

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -85,7 +86,8 @@ def test_ctrl_c_while_the_last_rows_are_written_stops_the_writer_first(
     store = tmp_path / "store.zarr"
     everything_sent = threading.Event()
     appended: list[str] = []
-    end, append = Relay.end, StoreWriter.append
+    writing_at_close: list[str] = []
+    end, append, close = Relay.end, StoreWriter.append, StoreWriter.close
 
     def tell_end(self: Relay[Any], error: BaseException | None = None) -> None:
         end(self, error)
@@ -95,16 +97,26 @@ def test_ctrl_c_while_the_last_rows_are_written_stops_the_writer_first(
     def interrupt_when_everything_is_sent(self: StoreWriter, *arguments: Any) -> None:
         everything_sent.wait()
         if not appended:
+            # Long enough for the other thread to come to where it waits for this one.
+            time.sleep(0.1)
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         appended.append(threading.current_thread().name)
+        # Long enough for the interrupted thread to come to `close`, if nothing holds it.
+        time.sleep(0.05)
         append(self, *arguments)
+
+    def look_around(self: StoreWriter) -> None:
+        writing_at_close.extend(t.name for t in threading.enumerate() if t.name == "logitstore-write")
+        close(self)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Relay, "end", tell_end)
         patch.setattr(StoreWriter, "append", interrupt_when_everything_is_sent)
+        patch.setattr(StoreWriter, "close", look_around)
         with pytest.raises(KeyboardInterrupt):
             build(config, store)
     assert set(appended) == {"logitstore-write"}
+    assert writing_at_close == []
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("logitstore")]
     build(config, store, resume=True)
     build(config, tmp_path / "whole.zarr")

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+import pytest
+from logitstore_cli.main import main
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run the command line; exit code, stdout, stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["logitstore", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "160")
+        with pytest.raises(SystemExit) as done:
+            main()
+        captured = capsys.readouterr()
+        code = done.value.code
+        return (code if isinstance(code, int) else 0), captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def path(stores: Any, tmp_path: Path) -> Path:
+    return stores.make(tmp_path / "s", [20, 13, 40], ragged=True)
+
+
+@pytest.mark.parametrize("name", ["inspect", "verify", "stats", "bench"])
+def test_help_has_an_example_and_names_every_option(run: Any, name: str) -> None:
+    code, out, _ = run(name, "--help")
+    assert code == 0
+    assert f"logitstore {name} teacher.zarr" in out
+    for parameter in importlib.import_module(f"logitstore_cli.{name}").command.params:
+        if isinstance(parameter, click.Option):
+            assert all(option in out for option in parameter.opts)
+            assert parameter.help or parameter.name == "help"
+
+
+def test_inspect(run: Any, path: Path) -> None:
+    code, out, _ = run("inspect", path)
+    assert code == 0
+    assert "73 in 3 shards" in out
+    assert "label_logprob" in out
+    code, out, _ = run("inspect", path, "--json")
+    assert json.loads(out)["rows"] == 73
+    code, out, err = run("inspect", path, "--document", 1, "--rows", "2:5", "--top", 2)
+    assert code == 0
+    assert "document 1" in out
+    assert "showing rows 2 to 4 of 13" in err
+    document = json.loads(run("inspect", path, "--document", "-1", "--rows", "-1", "--json")[1])
+    assert [row["row"] for row in document["rows"]] == [39]
+    assert [row["row"] for row in json.loads(run("inspect", path, "--document", 2, "--json")[1])["rows"]] == list(
+        range(40)
+    )
+
+
+def test_verify(run: Any, path: Path) -> None:
+    code, out, _ = run("verify", path)
+    assert code == 0
+    assert "sound: 73 rows" in out
+    assert json.loads(run("verify", path, "--json")[1]) == {"ok": True, "errors": [], "rows_checked": 73, "notes": []}
+    (path / "stranger").touch()
+    assert "stranger is not part" in run("verify", path)[2]
+    (path / "lse" / "c.1").unlink()
+    code, out, _ = run("verify", path)
+    assert code == 1
+    assert "lse/c.1" in out
+    assert "BROKEN" in out
+    code, out, _ = run("verify", path, "--json")
+    assert code == 1
+    content = json.loads(out)
+    assert content["ok"] is False
+    assert {"file", "shard", "row", "rule", "message"} == set(content["errors"][0])
+
+
+def test_stats(run: Any, path: Path, tmp_path: Path) -> None:
+    code, out, err = run("stats", path, "--plot", tmp_path / "figure.png")
+    assert code == 0
+    assert "kept probability, mean" in out
+    assert "teacher perplexity" in out
+    assert "figure.png" in err
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+    assert json.loads(run("stats", path, "--json")[1])["all_rows"]["rows"] == 73
+
+
+def test_bench(run: Any, path: Path) -> None:
+    code, out, _ = run("bench", path, "--rows", 50)
+    assert code == 0
+    assert "a random row" in out
+    assert json.loads(run("bench", path, "--json")[1])["rows"] == 73
+
+
+@pytest.mark.parametrize("name", ["inspect", "verify", "stats", "bench"])
+def test_exit_codes(run: Any, path: Path, tmp_path: Path, name: str) -> None:
+    code, out, err = run(name, tmp_path / "nothing")
+    assert (code, out) == (2, "")
+    assert "does not exist" in err
+    assert run(name)[0] == run(name, path, "--no-such-option")[0] == 2
+    (path / "manifest.json").unlink()
+    code, out, err = run(name, path)
+    assert code == 1
+    assert "manifest.json" in out + err
+    assert "Traceback" not in err
+
+
+def test_bad_usage(run: Any, path: Path) -> None:
+    for arguments in (
+        ["inspect", path, "--rows", "1:2"],
+        ["inspect", path, "--document", 0, "--rows", "a:b"],
+        ["inspect", path, "--document", 0, "--rows", "1:2:3"],
+        ["inspect", path, "--document", 99],
+        ["inspect", path, "--document", 0, "--tokenizer", path / "nowhere"],
+        ["bench", path, "--rows", 0],
+        ["verify", path, "--teacher", path / "nowhere"],
+    ):
+        code, out, err = run(*arguments)
+        assert (code, out) == (2, ""), arguments
+        assert err
