@@ -16,7 +16,7 @@ import numpy as np
 
 from logitstore import layout
 from logitstore.audit.bench_peers import RawFiles, ZarrStore, ZstdArrays
-from logitstore.codec import decode, encode
+from logitstore.codec import decode_slice, encode
 from logitstore.errors import InvalidArgumentError
 from logitstore.reader import open_store
 
@@ -127,18 +127,21 @@ def _throughput(store: Store, arrays: dict[str, Any], say: Callable[[str], None]
     fields = {field.name: field for field in store.manifest.row_fields}
     say("compressing with zstd for comparison")
     zstd = ZstdArrays(arrays)
-    chunks = [(fields[name], chunk) for name, array in arrays.items() for chunk in _chunks(fields[name], array)]
-    encoded = [(field, len(chunk), _encode(field, chunk)) for field, chunk in chunks]
     targets = {name: np.empty_like(array) for name, array in arrays.items()}
+    chunks = [(fields[name], chunk) for name, array in arrays.items() for chunk in _chunks(fields[name], array)]
+    outs = [chunk for name, array in targets.items() for chunk in _chunks(fields[name], array)]
+    encoded = [(field, _encode(field, chunk), out) for (field, chunk), out in zip(chunks, outs, strict=True)]
 
     def copy_all() -> None:
         for name, array in arrays.items():
             np.copyto(targets[name], array)
 
     def decode_all() -> None:
-        for field, length, data in encoded:
-            shape = (length, *field.row_shape)
-            decode(data, field.kind, shape=shape, dtype=field.dtype, vocab_size=field.vocab_size)  # type: ignore[arg-type]
+        for field, data, out in encoded:
+            decode_slice(
+                data, field.kind, shape=out.shape, dtype=field.dtype, start=0, stop=len(out),  # type: ignore[arg-type]
+                vocab_size=field.vocab_size, out=out,
+            )  # fmt: skip
 
     def encode_all() -> None:
         for field, chunk in chunks:

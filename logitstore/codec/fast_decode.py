@@ -84,27 +84,29 @@ def _decode_ids(
             return row * 8 + status
         if token > np.uint64(bound):
             return row * 8 + 3
-        out[i, count:] = np.uint32(0xFFFFFFFF)
+        for slot in range(count, out.shape[1]):
+            out[i, slot] = np.uint32(0xFFFFFFFF)
     return -1
 
 
 @_inlined
 def _bits_from_residuals(residuals: Any, count: Any, low: Any, limit: Any, is_float: bool, shift: Any, out: Any) -> Any:
     """Fill ``out[:count]``; return whether all keys are below ``limit``. The same as `transform.bits_from_keys`."""
-    high = np.uint32(0)
+    high = residuals.dtype.type(0)
     for slot in range(count):
-        high = max(high, np.uint32(residuals[slot]))
+        high = residuals[slot] if residuals[slot] > high else high
     if count and np.uint64(low) + np.uint64(high) >= limit:
         return False
-    half = np.uint32(limit >> np.uint64(1))
+    # All that follows fits the element's own width; saying so lets the compiler use all lanes of a vector.
+    word = out.dtype.type
+    half, top, least = word(limit >> np.uint64(1)), word(limit - np.uint64(1)), word(low)
     if is_float:
         for slot in range(count):
-            key = low + np.uint32(residuals[slot])
-            key = key ^ half if key & half else half + (half - np.uint32(1)) - key
-            out[slot] = key << np.uint32(shift)
+            key = word(least + word(residuals[slot]))
+            out[slot] = word(word(key - half if key >= half else top - key) << word(shift))
     else:
         for slot in range(count):
-            out[slot] = (low + np.uint32(residuals[slot])) << np.uint32(shift)
+            out[slot] = word(word(least + word(residuals[slot])) << word(shift))
     return True
 
 
@@ -135,7 +137,8 @@ def _decode_bits(
             return row * 8 + status
         if not fits:
             return row * 8 + 4
-        out[i, count:] = unused
+        for slot in range(count, out.shape[1]):
+            out[i, slot] = unused
     return -1
 
 

@@ -142,7 +142,8 @@ def short_residuals(
     Returns 0, NOT_SHORT, or a key of BROKEN.
     """
     if start == end:
-        out[:count] = 0
+        for slot in range(count):
+            out[slot] = 0
         return 0
     quotients = _start_of_quotients(data, start, end, count, block_log2, base)
     if quotients < 0:
