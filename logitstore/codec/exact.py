@@ -92,7 +92,7 @@ def encode(array: NDArray[Any], kind: Kind, *, vocab_size: int = 0, use_referenc
     if use_reference:
         rows = [row[:n].tolist() for row, n in zip(residuals, counts, strict=True)]
         base, row_lengths, words = reference.encode_payload(rows, block_log2)
-        lengths, payload = np.array(row_lengths, np.int64), words.tobytes()
+        lengths, payload = np.array(row_lengths, np.int64), words.data.cast("B")
     else:
         base, lengths, payload = fast_encode.encode_rows(residuals, counts, block_log2)
     return _assemble(kind, dtype, block_log2, base, bits.shape, vocab_size, shift, counts, lengths, bases, payload)
@@ -213,7 +213,7 @@ def _assemble(
     counts: NDArray[np.int64],
     lengths: NDArray[np.int64],
     bases: NDArray[np.uint32],
-    payload: bytes,
+    payload: memoryview,
 ) -> bytes:
     entries = int(counts.sum())
     words = len(payload) // 4
@@ -226,7 +226,7 @@ def _assemble(
         counts = np.full(len(counts), layout.FLAT_GROUP, np.int64)
     count_column, packed_counts = fast_encode.pack_column(counts)
     length_column, packed_lengths = fast_encode.pack_column(lengths)
-    base_column, packed_bases = (Column(0, 0), b"") if kind == "ids" else fast_encode.pack_column(bases)
+    base_column, packed_bases = (Column(0, 0), memoryview(b"")) if kind == "ids" else fast_encode.pack_column(bases)
     if kind == "flat":
         count_column = Column(layout.FLAT_GROUP, 0)
     header = ChunkHeader(
@@ -244,4 +244,4 @@ def _assemble(
         payload_words=len(payload) // 4,
         entries=entries,
     )
-    return finish_chunk(bytearray(header.pack() + packed_counts + packed_lengths + packed_bases + payload))
+    return finish_chunk([header.pack(), packed_counts, packed_lengths, packed_bases, payload])

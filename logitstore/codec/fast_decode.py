@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit
 
 from logitstore import layout
-from logitstore.codec.fast_rows import BROKEN, NOT_SHORT, QUOTIENTS, SPARE, long_residuals, short_residuals
+from logitstore.codec.fast_rows import BROKEN, ONES, SPARE, decode_residuals
 from logitstore.codec.intrinsics import load_u64
 from logitstore.codec.transform import BITS_DTYPE, UNUSED
 from logitstore.errors import CorruptDataError
@@ -36,24 +36,32 @@ def _unpack(data: Any, offset: Any, low: Any, width: Any, out: Any) -> None:
         position += width
 
 
+@_kernel
+def _accumulate(first: Any, out: Any) -> None:
+    """Turn lengths in ``out[1:]`` into ends, behind ``first``. NumPy's cumsum in place takes four times as long."""
+    total = np.int64(first)
+    out[0] = total
+    for row in range(1, len(out)):
+        total += out[row]
+        out[row] = total
+
+
 @_inlined
 def _ids_from_gaps(gaps: Any, count: Any, out: Any) -> Any:
-    """Fill ``out[:count]`` from uint16 gaps; return the last id plus one. Four at a time: one addition in the chain."""
-    lane = np.uint64(0xFFFF)
+    """Fill ``out[:count]``; return the last id plus one. Four at a time: one addition in the chain."""
     token = np.uint64(0)
-    fours = count >> 2
-    for four in range(fours):
-        word = load_u64(gaps, 8 * four)
-        a = word & lane
-        b = a + ((word >> np.uint64(16)) & lane)
-        c = b + ((word >> np.uint64(32)) & lane)
-        d = c + (word >> np.uint64(48))
-        out[4 * four] = np.uint32(token + a)
-        out[4 * four + 1] = np.uint32(token + b + np.uint64(1))
-        out[4 * four + 2] = np.uint32(token + c + np.uint64(2))
-        out[4 * four + 3] = np.uint32(token + d + np.uint64(3))
+    for four in range(count >> 2):
+        slot = 4 * four
+        a = np.uint64(gaps[slot])
+        b = a + np.uint64(gaps[slot + 1])
+        c = b + np.uint64(gaps[slot + 2])
+        d = c + np.uint64(gaps[slot + 3])
+        out[slot] = np.uint32(token + a)
+        out[slot + 1] = np.uint32(token + b + np.uint64(1))
+        out[slot + 2] = np.uint32(token + c + np.uint64(2))
+        out[slot + 3] = np.uint32(token + d + np.uint64(3))
         token += d + np.uint64(4)
-    for slot in range(4 * fours, count):
+    for slot in range(count & ~3, count):
         token += np.uint64(gaps[slot])
         out[slot] = np.uint32(token)
         token += np.uint64(1)
@@ -65,49 +73,19 @@ def _decode_ids(
     data: Any, starts: Any, counts: Any, first: Any, block_log2: int, base: Any, bound: Any, table: Any, out: Any
 ) -> Any:
     """Return -1, or eight times the number of the first broken row plus a key of BROKEN."""
-    short = np.empty(out.shape[1] + SPARE, np.uint16)
-    wide = np.empty(out.shape[1] + SPARE, np.uint32)
+    ones = np.empty(out.shape[1] + SPARE, np.uint32)
+    gaps = np.empty(out.shape[1] + SPARE, np.uint32)
     for i in range(out.shape[0]):
         row = first + i
-        start, end, count = starts[row], starts[row + 1], counts[row]
-        token = np.uint64(0)
-        status = short_residuals(data, start, end, count, block_log2, base, table, short)
-        if status == 0:
-            token = _ids_from_gaps(short, count, out[i])
-        elif status == NOT_SHORT:
-            status = long_residuals(data, start, end, count, block_log2, base, wide)
-            for slot in range(count if status == 0 else 0):
-                token += np.uint64(wide[slot])
-                out[i, slot] = np.uint32(token)
-                token += np.uint64(1)
+        count = counts[row]
+        status = decode_residuals(data, starts[row], starts[row + 1], count, block_log2, base, table, ones, gaps)
         if status:
             return row * 8 + status
-        if token > np.uint64(bound):
+        if _ids_from_gaps(gaps, count, out[i]) > np.uint64(bound):
             return row * 8 + 3
         for slot in range(count, out.shape[1]):
             out[i, slot] = np.uint32(0xFFFFFFFF)
     return -1
-
-
-@_inlined
-def _bits_from_residuals(residuals: Any, count: Any, low: Any, limit: Any, is_float: bool, shift: Any, out: Any) -> Any:
-    """Fill ``out[:count]``; return whether all keys are below ``limit``. The same as `transform.bits_from_keys`."""
-    high = residuals.dtype.type(0)
-    for slot in range(count):
-        high = residuals[slot] if residuals[slot] > high else high
-    if count and np.uint64(low) + np.uint64(high) >= limit:
-        return False
-    # All that follows fits the element's own width; saying so lets the compiler use all lanes of a vector.
-    word = out.dtype.type
-    half, top, least = word(limit >> np.uint64(1)), word(limit - np.uint64(1)), word(low)
-    if is_float:
-        for slot in range(count):
-            key = word(least + word(residuals[slot]))
-            out[slot] = word(word(key - half if key >= half else top - key) << word(shift))
-    else:
-        for slot in range(count):
-            out[slot] = word(word(least + word(residuals[slot])) << word(shift))
-    return True
 
 
 @_kernel
@@ -115,28 +93,33 @@ def _decode_bits(
     data: Any, starts: Any, counts: Any, bases: Any, first: Any, block_log2: int, base: Any,
     is_float: bool, shift: Any, unused: Any, table: Any, out: Any,
 ) -> Any:  # fmt: skip
-    """As `_decode_ids`."""
-    short = np.empty(out.shape[1] + SPARE, np.uint16)
-    wide = np.empty(out.shape[1] + SPARE, np.uint32)
+    """As `_decode_ids`. Keys become bits as in `transform.bits_from_keys`."""
+    ones = np.empty(out.shape[1] + SPARE, np.uint32)
+    residuals = np.empty(out.shape[1] + SPARE, np.uint32)
     limit = np.uint64(1) << np.uint64(8 * out.itemsize - shift)
+    half = np.uint32(limit >> np.uint64(1))
     for i in range(out.shape[0]):
         row = first + i
-        start, end, count = starts[row], starts[row + 1], counts[row]
+        count = counts[row]
         if np.uint64(bases[row]) >= limit and count:
             return row * 8 + 4
-        low = np.uint32(bases[row])
-        fits = True
-        status = short_residuals(data, start, end, count, block_log2, base, table, short)
-        if status == 0:
-            fits = _bits_from_residuals(short, count, low, limit, is_float, shift, out[i])
-        elif status == NOT_SHORT:
-            status = long_residuals(data, start, end, count, block_log2, base, wide)
-            if status == 0:
-                fits = _bits_from_residuals(wide, count, low, limit, is_float, shift, out[i])
+        status = decode_residuals(data, starts[row], starts[row + 1], count, block_log2, base, table, ones, residuals)
         if status:
             return row * 8 + status
-        if not fits:
+        low = np.uint32(bases[row])
+        high = np.uint32(0)
+        for slot in range(count):
+            high = max(high, residuals[slot])
+        if count and np.uint64(low) + np.uint64(high) >= limit:
             return row * 8 + 4
+        if is_float:
+            for slot in range(count):
+                key = np.uint32(low + residuals[slot])
+                key = key ^ half if key & half else half + (half - np.uint32(1)) - key
+                out[i, slot] = key << np.uint32(shift)
+        else:
+            for slot in range(count):
+                out[i, slot] = (low + residuals[slot]) << np.uint32(shift)
         for slot in range(count, out.shape[1]):
             out[i, slot] = unused
     return -1
@@ -168,8 +151,7 @@ def row_table(
     entries = int(counts.sum())
     if entries != header.entries or (header.rows and int(counts.max()) > header.slots):
         raise CorruptDataError(f"the rows' counts give {entries} entries, the header says {header.entries}")
-    starts[0] = 8 * offset
-    np.cumsum(starts, out=starts)
+    _accumulate(8 * offset, starts)
     if -(-(int(starts[-1]) - 8 * offset) // 32) + layout.GUARD_WORDS != header.payload_words:
         raise CorruptDataError(f"the rows' lengths do not fill the payload of {header.payload_words} words")
     return counts, starts, bases
@@ -199,13 +181,13 @@ def decode_rows(
         out = np.empty((stop - start, header.slots), BITS_DTYPE[header.dtype])
     base = np.int64(header.parameter_base)
     if header.kind == layout.KIND_IDS:
-        status = _decode_ids(data, starts, counts, start, header.block_log2, base, header.bound, QUOTIENTS, out)
+        status = _decode_ids(data, starts, counts, start, header.block_log2, base, header.bound, ONES, out)
     else:
         is_float = header.dtype in (layout.DTYPE_FLOAT16, layout.DTYPE_FLOAT32)
         unused = out.dtype.type(UNUSED.get(header.dtype, 0))
         status = _decode_bits(
             data, starts, counts, bases, start, header.block_log2, base, is_float, np.int64(header.shift), unused,
-            QUOTIENTS, out,
+            ONES, out,
         )  # fmt: skip
     if status >= 0:
         raise CorruptDataError(f"row {status // 8} of the chunk {BROKEN[status % 8]}")

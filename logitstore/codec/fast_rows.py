@@ -1,7 +1,6 @@
-"""Residuals of one row, from its bits: the inner loops of the ``exact`` decoder.
+"""Residuals of one row, from its bits: the inner loop of the ``exact`` decoder.
 
-A row whose residuals all fit 16 bits, as nearly all do, takes the short path: quotients a byte of the stream at a time,
-and remainders four to a 64-bit word. Any other row takes the long path, one residual at a time.
+Quotients are found a byte of the stream at a time, through a table, and joined with remainders four at a time.
 
 Nothing outside ``start:end`` is interpreted, whatever the bits say, and nothing outside the buffer is loaded: a range
 is checked before it is read, and the payload's guard words cover the widest load.
@@ -9,24 +8,18 @@ is checked before it is read, and the payload's guard words cover the widest loa
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numba import njit
 
 from logitstore import layout
-from logitstore.codec.intrinsics import load_u64, lowest_set_bit, store_u64
+from logitstore.codec.intrinsics import count_bits, join_four, load_u64, spread_byte
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-__all__ = ["BROKEN", "NOT_SHORT", "QUOTIENTS", "SPARE", "long_residuals", "short_residuals"]
+__all__ = ["BROKEN", "ONES", "SPARE", "decode_residuals"]
 
 SPARE = 128
-"""Slots by which a broken row may overrun its buffers before that is noticed: a 64-bit word, and eight lanes."""
-
-NOT_SHORT = -1
-"""The row needs the long path."""
+"""Slots by which a row may overrun its buffers: a broken one by a 64-bit word, any by eight lanes."""
 
 BROKEN = {
     1: "needs more bits than it has",
@@ -37,73 +30,40 @@ BROKEN = {
     6: "has a parameter above 31",
 }
 
+ONES = np.array(
+    [[bit + 1 for bit in range(8) if byte >> bit & 1] + [0] * (8 - byte.bit_count()) for byte in range(256)], np.uint8
+)
+"""For every byte, the places of its set bits, counted from 1."""
+
 _NIBBLE = layout.PARAMETER_BITS
 _WINDOW = (1 << layout.PARAMETER_BITS) - 1
 _MAX = layout.PARAMETER_MAX
-_LANES = np.uint64(0x0001_0001_0001_0001)
-_SHORT_WIDTH = 14
+_JOINED_WIDTH = 14
 """Widest remainder of which four, and the seven bits before them, fit a 64-bit load."""
 
 _inlined = njit(nogil=True, cache=True, boundscheck=False, error_model="numpy", inline="always")
 
 
-def _quotient_table() -> NDArray[np.uint64]:
-    """For every byte of a unary stream: its quotients as eight uint16, how many they are, and the zeros behind them."""
-    table = np.zeros((256, 4), np.uint64)
-    for byte in range(256):
-        ones = [bit for bit in range(8) if byte >> bit & 1]
-        quotients = [one - previous - 1 for previous, one in zip([-1, *ones], ones, strict=False)]
-        low, high = (sum(q << 16 * i for i, q in enumerate(half)) for half in (quotients[:4], quotients[4:]))
-        table[byte] = low, high, len(ones), 7 - ones[-1] if ones else 8
-    return table
-
-
-QUOTIENTS = _quotient_table()
-
-
 @_inlined
-def _short_quotients(data: Any, start: Any, end: Any, count: Any, table: Any, out: Any) -> Any:
-    """Read quotients that are all below 2^16, a byte of the stream at a time; return how many there are."""
-    slot = np.int64(0)
-    zeros = np.uint64(0)
+def _find_ones(data: Any, start: Any, end: Any, count: Any, table: Any, ones: Any) -> Any:
+    """Write the places of the set bits among ``start:end``, counted from 1, to ``ones[1:]``; return how many."""
+    ones[0] = 0
+    slot = np.int64(1)
+    before = np.uint32(0)
     position = start
-    while position < end and slot <= count:
+    while position < end and slot <= count + 1:
         word = load_u64(data, position >> 3) >> np.uint64(position & 7)
         bits = min(np.int64(56), end - position)
-        if bits < 56:
-            word &= (np.uint64(1) << np.uint64(bits)) - np.uint64(1)
-        for _ in range((bits + 7) >> 3):
+        word &= (np.uint64(1) << np.uint64(bits)) - np.uint64(1)
+        for _ in range(7):
             byte = word & np.uint64(255)
+            # All eight lanes are stored; those beyond the byte's own ones are overwritten by the next byte.
+            spread_byte(table, byte, before, ones, slot)
+            slot += count_bits(byte)
             word >>= np.uint64(8)
-            # All eight lanes are stored; those beyond the byte's own quotients are overwritten by the next byte.
-            store_u64(out, 2 * slot, table[byte, 0] + zeros)
-            store_u64(out, 2 * slot + 8, table[byte, 1])
-            found = table[byte, 2]
-            zeros = table[byte, 3] + (zeros if found == 0 else np.uint64(0))
-            slot += np.int64(found)
+            before += np.uint32(8)
         position += 56
-    return slot
-
-
-@_inlined
-def _long_quotients(data: Any, start: Any, end: Any, count: Any, out: Any) -> Any:
-    """Read quotients of any size, one at a time; return how many there are."""
-    slot = np.int64(0)
-    expected = np.int64(0)
-    position = start
-    while position < end and slot <= count:
-        word = load_u64(data, position >> 3) >> np.uint64(position & 7)
-        bits = min(np.int64(64 - (position & 7)), end - position)
-        if bits < 64:
-            word &= (np.uint64(1) << np.uint64(bits)) - np.uint64(1)
-        while word != np.uint64(0):
-            one = position - start + np.int64(lowest_set_bit(word))
-            out[slot] = np.uint32(one - expected)
-            expected = one + 1
-            word &= word - np.uint64(1)
-            slot += 1
-        position += bits
-    return slot
+    return slot - 1
 
 
 @_inlined
@@ -112,100 +72,53 @@ def _parameter(data: Any, position: Any, base: Any) -> Any:
 
 
 @_inlined
-def _start_of_quotients(data: Any, start: Any, end: Any, count: Any, block_log2: int, base: Any) -> Any:
-    """Return the first bit of the quotients, or a key of BROKEN, negated."""
-    size = np.int64(1) << block_log2
-    blocks = (count + size - 1) >> block_log2
-    position = start + _NIBBLE * blocks
-    if position + count > end:
-        return np.int64(-1)
-    for block in range(blocks):
-        w = _parameter(data, start + _NIBBLE * block, base)
-        if w > _MAX:
-            return np.int64(-6)
-        position += w * min(size, count - (block << block_log2))
-    return position if position + count <= end else np.int64(-1)
-
-
-@_inlined
-def _ends_with_one(data: Any, end: Any) -> Any:
-    last = end - 1
-    return (data[last >> 3] >> np.uint8(last & 7)) & 1
-
-
-@_inlined
-def short_residuals(
-    data: Any, start: Any, end: Any, count: Any, block_log2: int, base: Any, table: Any, out: Any
+def decode_residuals(
+    data: Any, start: Any, end: Any, count: Any, block_log2: int, base: Any, table: Any, ones: Any, out: Any
 ) -> Any:
-    """Fill ``out[:count]`` (uint16, SPARE slots more than a row) from bits ``start:end``.
+    """Fill ``out[:count]`` from bits ``start:end``; return 0 or a key of BROKEN.
 
-    Returns 0, NOT_SHORT, or a key of BROKEN.
+    ``ones`` and ``out`` are uint32, with SPARE slots more than a row.
     """
     if start == end:
         for slot in range(count):
             out[slot] = 0
         return 0
-    quotients = _start_of_quotients(data, start, end, count, block_log2, base)
-    if quotients < 0:
-        return -quotients
-    if end - quotients - count >= 1 << 16:
-        return NOT_SHORT
-    if _short_quotients(data, quotients, end, count, table, out) != count or not _ends_with_one(data, end):
-        return 2
     size = np.int64(1) << block_log2
     blocks = (count + size - 1) >> block_log2
     position = start + _NIBBLE * blocks
-    too_wide = np.uint64(0)
+    if position + count > end:
+        return 1
+    quotients = position
     for block in range(blocks):
         w = _parameter(data, start + _NIBBLE * block, base)
-        if w == 0:
-            continue
-        if w > _SHORT_WIDTH:
-            return NOT_SHORT
-        first = block << block_log2
-        n = min(size, count - first)
-        w1 = np.uint64(w)
-        lane = (np.uint64(1) << w1) - np.uint64(1)
-        pair = lane | (lane << w1)
-        even = lane | (lane << np.uint64(32))
-        far = np.uint64(32) - w1 - w1
-        near = np.uint64(16) - w1
-        overflow = (np.uint64(0xFFFF) & ~(np.uint64(0xFFFF) >> w1)) * _LANES
-        # The last block may be read beyond its end: its bits lie within the row, its slots within SPARE.
-        for group in range((n + 3) >> 2):
-            word = load_u64(data, position >> 3) >> np.uint64(position & 7)
-            # Spread four remainders of w bits over four lanes of 16: first two and two, then one and one.
-            word = (word & pair) | ((word << far) & (pair << np.uint64(32)))
-            word = (word & even) | ((word << near) & (even << np.uint64(16)))
-            offset = 2 * (first + 4 * group)
-            quotient = load_u64(out, offset)
-            too_wide |= quotient & overflow
-            store_u64(out, offset, word | (quotient << w1))
-            position += 4 * w
-        position -= w * (((n + 3) & ~3) - n)
-    return 0 if too_wide == 0 else NOT_SHORT
-
-
-@_inlined
-def long_residuals(data: Any, start: Any, end: Any, count: Any, block_log2: int, base: Any, out: Any) -> Any:
-    """Fill ``out[:count]`` (uint32, SPARE slots more than a row) from bits ``start:end``; 0 or a key of BROKEN."""
-    quotients = _start_of_quotients(data, start, end, count, block_log2, base)
-    if quotients < 0:
-        return -quotients
-    if _long_quotients(data, quotients, end, count, out) != count or not _ends_with_one(data, end):
+        if w > _MAX:
+            return 6
+        quotients += w * min(size, count - (block << block_log2))
+    if quotients + count > end:
+        return 1
+    if _find_ones(data, quotients, end, count, table, ones) != count or ones[count] != end - quotients:
         return 2
-    size = np.int64(1) << block_log2
-    blocks = (count + size - 1) >> block_log2
-    position = start + _NIBBLE * blocks
+
     overflow = np.uint64(0)
     for block in range(blocks):
         w = _parameter(data, start + _NIBBLE * block, base)
-        mask = (np.uint64(1) << np.uint64(w)) - np.uint64(1)
-        first = block << block_log2
-        for slot in range(first, min(count, first + size)):
+        w64 = np.uint64(w)
+        slot = block << block_log2
+        stop = min(slot + size, count)
+        if w <= _JOINED_WIDTH and (np.uint64(ones[stop] - ones[slot]) << w64) >> np.uint64(32) == 0:
+            # The last block may be read beyond its end: its bits lie within the row, its slots within SPARE.
+            while slot < stop:
+                join_four(load_u64(data, position >> 3) >> np.uint64(position & 7), w64, ones, slot, out)
+                position += 4 * w
+                slot += 4
+            position -= w * (slot - stop)
+            continue
+        mask = (np.uint64(1) << w64) - np.uint64(1)
+        while slot < stop:
             remainder = (load_u64(data, position >> 3) >> np.uint64(position & 7)) & mask
-            residual = (np.uint64(out[slot]) << np.uint64(w)) | remainder
+            residual = (np.uint64(ones[slot + 1] - ones[slot] - np.uint32(1)) << w64) | remainder
             overflow |= residual >> np.uint64(32)
             out[slot] = np.uint32(residual)
             position += w
+            slot += 1
     return 0 if overflow == 0 else 5

@@ -13,6 +13,8 @@ from logitstore import layout
 from logitstore.errors import CorruptDataError, TruncatedDataError, UnsupportedVersionError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from typing_extensions import Buffer
 
 __all__ = ["ChunkHeader", "Column", "finish_chunk", "read_header"]
@@ -95,10 +97,12 @@ class ChunkHeader:
         )
 
 
-def finish_chunk(body: bytearray) -> bytes:
-    """Append the checksum to ``body`` (header, columns, payload)."""
-    body += struct.pack("<I", google_crc32c.value(bytes(body)))
-    return bytes(body)
+def finish_chunk(parts: Sequence[bytes | memoryview]) -> bytes:
+    """Join header, columns and payload and append their checksum."""
+    checksum = 0
+    for part in parts:
+        checksum = google_crc32c.extend(checksum, np.frombuffer(part, np.uint8))
+    return b"".join([*parts, struct.pack("<I", checksum)])
 
 
 def read_header(data: Buffer, *, verify: bool = True) -> ChunkHeader:
