@@ -80,3 +80,12 @@ def test_the_version_is_the_packages_own() -> None:
 
     module, _, attribute = PROJECT["tool"]["setuptools"]["dynamic"]["version"]["attr"].rpartition(".")
     assert getattr(importlib.import_module(module), attribute) == logitstore.__version__
+
+
+def test_nothing_is_cached_inside_the_package():
+    # What an installer did not put there survives `pip uninstall`, and hides an editable install behind it.
+    from logitstore.codec import fast_decode, fast_encode
+
+    for kernel in (fast_decode._decode_ids, fast_encode._write):
+        cache = Path(kernel._cache.cache_path)
+        assert Path(fast_decode.__file__).parents[1] not in cache.parents

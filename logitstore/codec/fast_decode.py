@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numba import njit
 
 from logitstore import layout
 from logitstore.codec.fast_rows import BROKEN, ONES, SPARE, decode_residuals
 from logitstore.codec.intrinsics import load_u64
+from logitstore.codec.kernels import inlined, kernel
 from logitstore.codec.transform import BITS_DTYPE, UNUSED
 from logitstore.errors import CorruptDataError
 
@@ -23,11 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["decode_rows", "row_table"]
 
-_kernel = njit(nogil=True, cache=True, boundscheck=False, error_model="numpy")
-_inlined = njit(nogil=True, cache=True, boundscheck=False, error_model="numpy", inline="always")
 
-
-@_kernel
+@kernel
 def _unpack(data: Any, offset: Any, low: Any, width: Any, out: Any) -> None:
     mask = (np.uint64(1) << np.uint64(width)) - np.uint64(1)
     position = np.int64(offset) * 8
@@ -36,7 +33,7 @@ def _unpack(data: Any, offset: Any, low: Any, width: Any, out: Any) -> None:
         position += width
 
 
-@_kernel
+@kernel
 def _accumulate(first: Any, out: Any) -> None:
     """Turn lengths in ``out[1:]`` into ends, behind ``first``. NumPy's cumsum in place takes four times as long."""
     total = np.int64(first)
@@ -46,7 +43,7 @@ def _accumulate(first: Any, out: Any) -> None:
         out[row] = total
 
 
-@_inlined
+@inlined
 def _ids_from_gaps(gaps: Any, count: Any, out: Any) -> Any:
     """Fill ``out[:count]``; return the last id plus one. Four at a time: one addition in the chain."""
     token = np.uint64(0)
@@ -68,7 +65,7 @@ def _ids_from_gaps(gaps: Any, count: Any, out: Any) -> Any:
     return token
 
 
-@_kernel
+@kernel
 def _decode_ids(
     data: Any, starts: Any, counts: Any, first: Any, block_log2: int, base: Any, bound: Any, table: Any, out: Any
 ) -> Any:
@@ -88,7 +85,7 @@ def _decode_ids(
     return -1
 
 
-@_kernel
+@kernel
 def _decode_bits(
     data: Any, starts: Any, counts: Any, bases: Any, first: Any, block_log2: int, base: Any,
     is_float: bool, shift: Any, unused: Any, table: Any, out: Any,

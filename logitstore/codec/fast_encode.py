@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numba import njit
 
 from logitstore import layout
 from logitstore.codec.header import Column
 from logitstore.codec.intrinsics import highest_set_bit, store_u64
+from logitstore.codec.kernels import inlined, kernel
 from logitstore.codec.transform import UNUSED
 from logitstore.errors import InvalidArgumentError
 
@@ -32,11 +32,8 @@ _SHORT_WIDTH = 14
 _WIDEST = 56
 """Bits of one store: 64 less up to seven that are there already, less what keeps shifts below 64."""
 
-_kernel = njit(nogil=True, cache=True, boundscheck=False, error_model="numpy")
-_inlined = njit(nogil=True, cache=True, boundscheck=False, error_model="numpy", inline="always")
 
-
-@_kernel
+@kernel
 def _gaps(ids: Any, bound: Any, counts: Any, gaps: Any) -> int:
     """Fill counts and gaps; return the first bad row or -1."""
     rows, slots = ids.shape
@@ -58,7 +55,7 @@ def _gaps(ids: Any, bound: Any, counts: Any, gaps: Any) -> int:
     return -1
 
 
-@_kernel
+@kernel
 def _residuals(
     bits: Any, unused: Any, ragged: bool, is_float: bool, shift: Any, counts: Any, bases: Any, out: Any
 ) -> None:
@@ -87,7 +84,7 @@ def _residuals(
 # more than a block of 16. Unsigned indexes spare the test for negative ones, without which there are no vectors.
 
 
-@_kernel
+@kernel
 def _choose(residuals: Any, slots: Any, counts: Any, block_log2: int, parameters: Any, lengths: Any) -> Any:
     """Best parameter of every block and the bits of every row; returns the largest parameter."""
     size = np.int64(1) << block_log2
@@ -114,7 +111,7 @@ def _choose(residuals: Any, slots: Any, counts: Any, block_log2: int, parameters
     return largest
 
 
-@_inlined
+@inlined
 def _best_of_small(residuals: Any, low: Any, high: Any) -> Any:
     """As `_best`, for up to 64 residuals below 2^26, whose sums fit 32 bits."""
     n = high - low
@@ -146,7 +143,7 @@ def _best_of_small(residuals: Any, low: Any, high: Any) -> Any:
     return _best(residuals, low, high, w)
 
 
-@_inlined
+@inlined
 def _best(residuals: Any, low: Any, high: Any, w: Any) -> Any:
     """Smallest parameter that costs the fewest bits, and these bits. The cost is convex: walk from ``w``."""
     cost = _cost(residuals, low, high, w)
@@ -165,7 +162,7 @@ def _best(residuals: Any, low: Any, high: Any, w: Any) -> Any:
     return w, cost
 
 
-@_inlined
+@inlined
 def _cost(residuals: Any, low: Any, high: Any, w: Any) -> Any:
     bits = np.uint64(0)
     for slot in range(low, high):
@@ -173,7 +170,7 @@ def _cost(residuals: Any, low: Any, high: Any, w: Any) -> Any:
     return np.int64(bits) + (high - low) * (w + 1)
 
 
-@_kernel
+@kernel
 def _raise_parameters(
     residuals: Any, slots: Any, counts: Any, block_log2: int, base: int, parameters: Any, lengths: Any
 ) -> None:
@@ -191,7 +188,7 @@ def _raise_parameters(
                 parameters[row, block] = base
 
 
-@_inlined
+@inlined
 def _put(data: Any, position: Any, pending: Any, value: Any, width: Any) -> Any:
     """Append up to 56 bits at bit ``position``; ``pending`` are the bits of its byte below it. Returns both anew."""
     word = pending | (value << np.uint64(position & 7))
@@ -200,7 +197,7 @@ def _put(data: Any, position: Any, pending: Any, value: Any, width: Any) -> Any:
     return end, word >> np.uint64(8 * ((end >> 3) - (position >> 3)))
 
 
-@_kernel
+@kernel
 def _write(
     residuals: Any, slots: Any, counts: Any, block_log2: int, base: int, parameters: Any, lengths: Any, data: Any
 ) -> None:
@@ -254,7 +251,7 @@ def _write(
                 slot += 1
 
 
-@_kernel
+@kernel
 def _pack(values: Any, low: Any, width: Any, data: Any) -> None:
     position = np.int64(0)
     pending = np.uint64(0)

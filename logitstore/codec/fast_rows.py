@@ -11,10 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from logitstore import layout
 from logitstore.codec.intrinsics import count_bits, join_four, load_u64, spread_byte
+from logitstore.codec.kernels import inlined
 
 __all__ = ["BROKEN", "ONES", "SPARE", "decode_residuals"]
 
@@ -41,10 +41,8 @@ _MAX = layout.PARAMETER_MAX
 _JOINED_WIDTH = 14
 """Widest remainder of which four, and the seven bits before them, fit a 64-bit load."""
 
-_inlined = njit(nogil=True, cache=True, boundscheck=False, error_model="numpy", inline="always")
 
-
-@_inlined
+@inlined
 def _find_ones(data: Any, start: Any, end: Any, count: Any, table: Any, ones: Any) -> Any:
     """Write the places of the set bits among ``start:end``, counted from 1, to ``ones[1:]``; return how many."""
     ones[0] = 0
@@ -66,12 +64,12 @@ def _find_ones(data: Any, start: Any, end: Any, count: Any, table: Any, ones: An
     return slot - 1
 
 
-@_inlined
+@inlined
 def _parameter(data: Any, position: Any, base: Any) -> Any:
     return base + np.int64((load_u64(data, position >> 3) >> np.uint64(position & 7)) & np.uint64(_WINDOW))
 
 
-@_inlined
+@inlined
 def decode_residuals(
     data: Any, start: Any, end: Any, count: Any, block_log2: int, base: Any, table: Any, ones: Any, out: Any
 ) -> Any:

@@ -1,0 +1,44 @@
+"""How this package compiles its loops with Numba: without the GIL, without checks, and cached between runs.
+
+Numba would put its cache beside the source. It goes to the user's cache directory instead: files that an installer does
+not know of keep an uninstalled package's folder alive, and Python takes such a folder for a package.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from numba import config, njit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["inlined", "kernel"]
+
+_OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "boundscheck": False, "error_model": "numpy"}
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile a function when it is first called, and keep the result in the cache."""
+    return _compiled(function, _OPTIONS)
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """Compile a function into each kernel that calls it."""
+    return _compiled(function, {**_OPTIONS, "inline": "always"})
+
+
+def _compiled(function: Callable[..., Any], options: dict[str, Any]) -> Any:
+    # Numba decides where a function is cached when it is decorated; the setting is put back for everybody else.
+    before = config.CACHE_DIR
+    config.CACHE_DIR = before or str(_cache_directory())
+    try:
+        return njit(**options)(function)
+    finally:
+        config.CACHE_DIR = before
+
+
+def _cache_directory() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "logitstore" / "numba"
