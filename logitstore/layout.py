@@ -35,6 +35,7 @@ BLOCK_LOG2_MAX: Final = 6
 PARAMETER_BITS: Final = 4
 PARAMETER_MAX: Final = 31
 FLAT_GROUP: Final = 256
+SHIFT_WIDTH_MAX: Final = 5
 GUARD_WORDS: Final = 2
 
 # --- shard files ---------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ __all__ = ["Row", "craft", "reseal"]
 FIELDS = (
     "magic", "kind", "type", "block_log2", "parameter_base", "rows", "slots", "bound", "shift", "counts_width",
     "lengths_width", "bases_width", "counts_minimum", "lengths_minimum", "bases_minimum", "payload_words", "entries",
-    "reserved",
+    "shifts_width",
 )  # fmt: skip
 HEADER = struct.Struct("<4sBBBBIIIBBBBIIIIII")
 KINDS = {"ids": 1, "values": 2, "flat": 3}
@@ -70,7 +70,8 @@ class Row:
 
 def craft(
     kind: str, type_: str, slots: int, rows: Sequence[Row], *, bound: int = 0, shift: int = 0, parameter_base: int = 0,
-    block_log2: int = 4, bases: Sequence[int] | None = None, bases_minimum: int = 0, widen: int = 0, **header: int,
+    block_log2: int = 4, bases: Sequence[int] | None = None, bases_minimum: int = 0,
+    shifts: Sequence[int] | None = None, widen: int = 0, **header: int,
 ) -> bytes:  # fmt: skip
     """Spell out a chunk; ``header`` replaces fields of the header, right or wrong."""
     payload = Bits()
@@ -82,6 +83,7 @@ def craft(
     counts = [len(row.residuals) if row.count is None else row.count for row in rows]
     columns = [] if kind == "flat" else [("counts", counts, 0)]
     columns += [("lengths", lengths, 0)] + ([] if bases is None else [("bases", list(bases), bases_minimum)])
+    columns += [] if shifts is None else [("shifts", list(shifts), shift)]
     fields: dict[str, Any] = dict.fromkeys(FIELDS, 0) | {
         "magic": b"LGX1", "kind": KINDS[kind], "type": TYPES[type_], "block_log2": block_log2,
         "parameter_base": parameter_base, "rows": len(rows), "slots": slots, "bound": bound, "shift": shift,
@@ -97,10 +99,10 @@ def craft(
         body += stream.words()
     fields["payload_words"] = -(-payload.length // 32) + 2
     fields |= header
-    return finish_chunk(bytearray(HEADER.pack(*fields.values()) + body + payload.words(2)))
+    return finish_chunk([HEADER.pack(*fields.values()), body, payload.words(2)])
 
 
 def reseal(chunk: bytes, **header: Any) -> bytes:
     """Replace header fields of a finished chunk and its checksum."""
     fields = dict(zip(FIELDS, HEADER.unpack_from(chunk), strict=True)) | header
-    return finish_chunk(bytearray(HEADER.pack(*fields.values()) + chunk[HEADER.size : -4]))
+    return finish_chunk([HEADER.pack(*fields.values()), chunk[HEADER.size : -4]])

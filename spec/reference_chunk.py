@@ -104,7 +104,7 @@ class Chunk:
     slots: int
     bound: int
     shift: int
-    columns: tuple[Column, Column, Column]
+    columns: tuple[Column, Column, Column, Column]
     payload_words: int
     entries: int
 
@@ -115,19 +115,19 @@ def read_chunk_header(data: bytes, *, verify: bool = True) -> Chunk:
     f = HEADER.unpack_from(data)
     require(f[0][:3] == b"LGX", "C2", f"magic {f[0]!r}")
     require(f[0][3:] == b"1", "C3", f"version {f[0][3:]!r}", "unsupported")
-    columns = (Column(f[9], f[12]), Column(f[10], f[13]), Column(f[11], f[14]))
+    columns = (Column(f[9], f[12]), Column(f[10], f[13]), Column(f[11], f[14]), Column(f[17], f[8]))
     chunk = Chunk(f[1], f[2], f[3], f[4], f[5], f[6], f[7], f[8], columns, f[15], f[16])
     require(chunk.kind in ALLOWED, "C4", f"kind {chunk.kind}")
     require(chunk.type in ALLOWED[chunk.kind], "C5", f"type {chunk.type} in kind {chunk.kind}")
     require(4 <= chunk.block_log2 <= 6, "C6", f"block_log2 {chunk.block_log2}")
     require(chunk.parameter_base <= 31, "C7", f"parameter_base {chunk.parameter_base}")
-    require(f[17] == 0, "C8", f"reserved {f[17]}")
+    require(f[17] <= 5, "C8", f"shifts_width {f[17]}")
     require(all(column.width <= 32 for column in columns), "C9", f"columns {columns}")
     require(chunk.rows <= 1 << 30, "C10", f"rows {chunk.rows}")
     require(1 <= chunk.slots < 1 << 31, "C10", f"slots {chunk.slots}")
     if chunk.kind == IDS:
         require(1 <= chunk.bound <= 1 << 31, "C11", f"bound {chunk.bound}")
-        require(chunk.shift == 0 and columns[2] == Column(0, 0), "C12", "ids have neither shift nor bases")
+        require(columns[2:] == (Column(0, 0), Column(0, 0)), "C12", "ids have neither shift nor bases")
     else:
         require(chunk.bound == 0, "C11", f"bound {chunk.bound}")
         require(chunk.shift < TYPE_BITS[chunk.type], "C13", f"shift {chunk.shift}")
@@ -162,20 +162,22 @@ def decode_chunk(
         w = column.width
         table.append([column.minimum + bits_at(stream, row * w, w) for row in range(chunk.rows)])
         offset = end
-    counts, lengths, bases = table
+    counts, lengths, bases, shifts = table
     if chunk.kind == FLAT and chunk.rows:
         counts[-1] = chunk.entries - GROUP * (chunk.rows - 1)
     require(max(counts, default=0) <= chunk.slots, "C20", "a count is above slots")
     require(sum(counts) == chunk.entries, "C21", f"counts sum to {sum(counts)}")
     require(ceil_div(sum(lengths), 32) + 2 == chunk.payload_words, "C22", f"lengths sum to {sum(lengths)}")
 
+    require(max(shifts, default=0) < TYPE_BITS[chunk.type], "C13", "the shift of a row")
+
     out: list[list[int]] = []
     position = 8 * offset
-    for count, length, base in zip(counts, lengths, bases, strict=True):
+    for count, length, base, shift in zip(counts, lengths, bases, shifts, strict=True):
         first, last = position // 8, ceil_div(position + length, 8)
         row = bits_at(int.from_bytes(data[first:last], "little"), position % 8, length)
         residuals = decode_row(row, length, count, chunk)
-        elements = ids_of(residuals, chunk) if chunk.kind == IDS else values_of(residuals, base, chunk)
+        elements = ids_of(residuals, chunk) if chunk.kind == IDS else values_of(residuals, base, shift, chunk)
         if chunk.kind != FLAT:
             elements += [UNUSED_BITS[chunk.type]] * (chunk.slots - count)
         out.append(elements)
@@ -218,16 +220,16 @@ def ids_of(residuals: list[int], chunk: Chunk) -> list[int]:
     return ids
 
 
-def values_of(residuals: list[int], base: int, chunk: Chunk) -> list[int]:
+def values_of(residuals: list[int], base: int, shift: int, chunk: Chunk) -> list[int]:
     """Sections 9.5 and 9.6: bits of the elements."""
-    half = 1 << TYPE_BITS[chunk.type] - chunk.shift - 1
+    half = 1 << TYPE_BITS[chunk.type] - shift - 1
     out = []
     for residual in residuals:
         key = base + residual
-        require(key < 2 * half, "C27", f"key {key} for {TYPE_BITS[chunk.type]} bits and shift {chunk.shift}")
+        require(key < 2 * half, "C27", f"key {key} for {TYPE_BITS[chunk.type]} bits and shift {shift}")
         if chunk.type in FLOATS:
             key = key - half if key >= half else 2 * half - 1 - key
-        out.append(key << chunk.shift)
+        out.append(key << shift)
     return out
 
 

@@ -46,7 +46,7 @@ def _random_ids(seed: int, rows: int, slots: int, vocab_size: int, *, ragged: bo
     return _rows([sorted(generator.choice(vocab_size, n, replace=False).tolist()) for n in counts], slots)
 
 
-def valid_chunks() -> Iterator[Vector]:
+def valid_chunks() -> Iterator[Vector]:  # noqa: PLR0915 - a list, one vector after the other
     """Chunks that every decoder reads."""
     example = _rows([[2, 3, 9, 300], [5, 40], []], 4)
     yield _encoded("ids_worked_example", "ids", example, 512, "FORMAT.md section 14")
@@ -74,6 +74,12 @@ def valid_chunks() -> Iterator[Vector]:
                    "subnormals, infinities, NaNs; an infinity that is not at the end is an element")  # fmt: skip
     bfloat16 = (generator.normal(0, 8, (4, 20)).astype(np.float32).view(np.uint32) & 0xFFFF0000).view(np.float32)
     yield _encoded("values_float16_bfloat16", "values", bfloat16.astype(np.float16), why="logits in bfloat16: shift 3")
+    mixed = np.tile(bfloat16, (5, 2)).astype(np.float16)
+    mixed[3, 7] = 3e-5  # a subnormal float16: a bfloat16 that small keeps none of its zeros
+    mixed[11, 12:] = -np.inf
+    yield _encoded(
+        "values_float16_shifts", "values", mixed, why="logits in bfloat16 of which one is tiny: a column of shifts"
+    )
     equal = np.repeat(np.array([[-1.5], [-2], [-np.inf]], np.float16), 20, 1)
     yield _encoded("values_float16_equal", "values", equal, why="equal values: rows of length 0")
     draws = generator.poisson(0.7, (5, 24)).astype(np.uint8)
@@ -117,6 +123,11 @@ def valid_chunks() -> Iterator[Vector]:
     })  # fmt: skip
 
 
+def _shift_of_a_row(shift: int) -> bytes:
+    rows = [Row([0, 1, 0], [0]), Row([1, 0, 1], [0])]
+    return craft("values", "float16", 3, rows, shift=14, bases=[0, 0], shifts=[14, shift])
+
+
 def _broken(name: str, rule: str, error: str, chunk: bytes, why: str, kind: str = "ids", **expected: Any) -> Vector:
     types = {"ids": "uint32", "values": "float16", "flat": "float32"}
     shapes = {"ids": [3, 4], "values": [2, 3], "flat": [300]}
@@ -140,7 +151,7 @@ def invalid_chunks() -> Iterator[Vector]:
         ("C5", "ids_of_float16", "ids", {"type": 2}), ("C5", "values_of_float32", "values", {"type": 4}),
         ("C5", "flat_of_float16", "flat", {"type": 2}), ("C5", "type_0", "values", {"type": 0}),
         ("C6", "block_log2_3", "ids", {"block_log2": 3}), ("C6", "block_log2_7", "ids", {"block_log2": 7}),
-        ("C7", "parameter_base_32", "ids", {"parameter_base": 32}), ("C8", "reserved_1", "ids", {"reserved": 1}),
+        ("C7", "parameter_base_32", "ids", {"parameter_base": 32}), ("C8", "shifts_6", "ids", {"shifts_width": 6}),
         ("C9", "counts_width_33", "values", {"counts_width": 33}), ("C9", "lengths", "ids", {"lengths_width": 255}),
         ("C9", "bases_width_33", "values", {"bases_width": 33}),
         ("C10", "rows", "ids", {"rows": (1 << 30) + 1, "counts_width": 0, "lengths_width": 0}),
@@ -160,6 +171,7 @@ def invalid_chunks() -> Iterator[Vector]:
     yield _broken(
         "many_rows", "C16", "truncated", reseal(ids, rows=1 << 30), "a header that asks for much", shape=[1 << 30, 4]
     )
+    yield _broken("shift_of_a_row_16", "C13", "corrupt", _shift_of_a_row(16), "a row has no bit left", "values")
     yield _broken("one_byte_more", "C17", "corrupt", ids + b"\0", "a byte too many")
     yield _broken("payload_bit", "C18", "corrupt", ids[:57] + bytes([ids[57] ^ 1]) + ids[58:], "a flipped bit")
     yield _broken("checksum", "C18", "corrupt", ids[:-1] + bytes([ids[-1] ^ 128]), "a flipped bit of the checksum")

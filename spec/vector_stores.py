@@ -262,7 +262,7 @@ def broken_stores(store: Path) -> Iterator[dict[str, Any]]:
         ("S19", "chunk_bit", "corrupt", ids.put(160, bytes([ids.data[160] ^ 4]))),
         ("S20", "raw_chunk", "corrupt", offsets.frame(12, _u32(8192) + _u64(0) + _crc(offsets.first_chunk[:8192]))
          + offsets.index(64, 8, _u64(8192))),
-        ("S21", "c8", "corrupt", ids.chunk(reseal(ids.first_chunk, reserved=1))),
+        ("S21", "c8", "corrupt", ids.chunk(reseal(ids.first_chunk, shifts_width=6))),
         ("S21", "c3", "unsupported", ids.chunk(reseal(ids.first_chunk, magic=b"LGX2"))),
         ("S21", "c19", "corrupt", ids.chunk(reseal(ids.first_chunk, bound=98))),
         ("S22", "no_documents", "truncated", one("documents.jsonl", delete=True)),

@@ -14,7 +14,7 @@ import numpy as np
 from logitstore import layout
 from logitstore.codec import fast_decode, fast_encode, reference
 from logitstore.codec.header import ChunkHeader, Column, finish_chunk, read_header
-from logitstore.codec.transform import BITS_DTYPE, NATIVE_DTYPE, common_shift
+from logitstore.codec.transform import BITS_DTYPE, NATIVE_DTYPE, row_shifts
 from logitstore.errors import CorruptDataError, InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -79,13 +79,13 @@ def encode(array: NDArray[Any], kind: Kind, *, vocab_size: int = 0, use_referenc
     elif bits.ndim != 2 or not bits.shape[1]:
         raise InvalidArgumentError(f"{kind} have shape (rows, slots) with at least one slot, found {array.shape}")
 
-    shift = 0
+    shifts = np.zeros(len(bits), np.int64)
     if kind == "ids":
         counts, residuals = fast_encode.gaps_of_ids(bits, vocab_size)
         bases = np.zeros(len(bits), np.uint32)
     else:
-        shift = common_shift(bits, dtype)  # -inf in unused slots has no low bits set: it never lowers the shift
-        counts, bases, residuals = fast_encode.residuals_of_bits(bits, dtype, shift, ragged=kind == "values")
+        shifts = row_shifts(bits, dtype)
+        counts, bases, residuals = fast_encode.residuals_of_bits(bits, dtype, shifts, ragged=kind == "values")
         if kind == "flat" and elements:
             counts[-1] = elements - layout.FLAT_GROUP * (len(counts) - 1)
     block_log2 = _block_log2(kind, int(counts.sum()), len(counts))
@@ -95,7 +95,7 @@ def encode(array: NDArray[Any], kind: Kind, *, vocab_size: int = 0, use_referenc
         lengths, payload = np.array(row_lengths, np.int64), words.data.cast("B")
     else:
         base, lengths, payload = fast_encode.encode_rows(residuals, counts, block_log2)
-    return _assemble(kind, dtype, block_log2, base, bits.shape, vocab_size, shift, counts, lengths, bases, payload)
+    return _assemble(kind, dtype, block_log2, base, bits.shape, vocab_size, shifts, counts, lengths, bases, payload)
 
 
 def decode(
@@ -209,7 +209,7 @@ def _assemble(
     base: int,
     shape: tuple[int, ...],
     vocab_size: int,
-    shift: int,
+    shifts: NDArray[np.int64],
     counts: NDArray[np.int64],
     lengths: NDArray[np.int64],
     bases: NDArray[np.uint32],
@@ -227,6 +227,7 @@ def _assemble(
     count_column, packed_counts = fast_encode.pack_column(counts)
     length_column, packed_lengths = fast_encode.pack_column(lengths)
     base_column, packed_bases = (Column(0, 0), memoryview(b"")) if kind == "ids" else fast_encode.pack_column(bases)
+    shift_column, packed_shifts = fast_encode.pack_column(shifts)
     if kind == "flat":
         count_column = Column(layout.FLAT_GROUP, 0)
     header = ChunkHeader(
@@ -237,11 +238,12 @@ def _assemble(
         rows=shape[0],
         slots=shape[1],
         bound=vocab_size if kind == "ids" else 0,
-        shift=shift,
+        shift=shift_column.minimum,
         counts=count_column,
         lengths=length_column,
         bases=base_column,
         payload_words=len(payload) // 4,
         entries=entries,
+        shift_width=shift_column.width,
     )
-    return finish_chunk([header.pack(), packed_counts, packed_lengths, packed_bases, payload])
+    return finish_chunk([header.pack(), packed_counts, packed_lengths, packed_bases, packed_shifts, payload])

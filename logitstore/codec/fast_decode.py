@@ -11,6 +11,7 @@ import numpy as np
 
 from logitstore import layout
 from logitstore.codec.fast_rows import BROKEN, ONES, SPARE, decode_residuals
+from logitstore.codec.header import DTYPE_BITS
 from logitstore.codec.intrinsics import load_u64
 from logitstore.codec.kernels import inlined, kernel
 from logitstore.codec.transform import BITS_DTYPE, UNUSED
@@ -88,16 +89,17 @@ def _decode_ids(
 @kernel
 def _decode_bits(
     data: Any, starts: Any, counts: Any, bases: Any, first: Any, block_log2: int, base: Any,
-    is_float: bool, shift: Any, unused: Any, table: Any, out: Any,
+    is_float: bool, shifts: Any, unused: Any, table: Any, out: Any,
 ) -> Any:  # fmt: skip
     """As `_decode_ids`. Keys become bits as in `transform.bits_from_keys`."""
     ones = np.empty(out.shape[1] + SPARE, np.uint32)
     residuals = np.empty(out.shape[1] + SPARE, np.uint32)
-    limit = np.uint64(1) << np.uint64(8 * out.itemsize - shift)
-    half = np.uint32(limit >> np.uint64(1))
     for i in range(out.shape[0]):
         row = first + i
         count = counts[row]
+        shift = np.uint32(shifts[row])
+        limit = np.uint64(1) << np.uint64(8 * out.itemsize - shift)
+        half = np.uint32(limit >> np.uint64(1))
         if np.uint64(bases[row]) >= limit and count:
             return row * 8 + 4
         status = decode_residuals(data, starts[row], starts[row + 1], count, block_log2, base, table, ones, residuals)
@@ -113,10 +115,10 @@ def _decode_bits(
             for slot in range(count):
                 key = np.uint32(low + residuals[slot])
                 key = key ^ half if key & half else half + (half - np.uint32(1)) - key
-                out[i, slot] = key << np.uint32(shift)
+                out[i, slot] = key << shift
         else:
             for slot in range(count):
-                out[i, slot] = (low + residuals[slot]) << np.uint32(shift)
+                out[i, slot] = (low + residuals[slot]) << shift
         for slot in range(count, out.shape[1]):
             out[i, slot] = unused
     return -1
@@ -124,20 +126,21 @@ def _decode_bits(
 
 def row_table(
     header: ChunkHeader, data: NDArray[np.uint8]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Read and check the row table.
 
     Returns
     -------
     tuple
         Entries of each row ``(rows,)``, first bit of each row counted from the start of ``data`` with the end of the
-        last row behind ``(rows + 1,)``, and each row's smallest key ``(rows,)``.
+        last row behind ``(rows + 1,)``, each row's smallest key ``(rows,)``, and each row's shift ``(rows,)``.
     """
     counts = np.empty(header.rows, np.int64)
     starts = np.empty(header.rows + 1, np.int64)
     bases = np.empty(header.rows, np.int64)
     offset = layout.CHUNK_HEADER_BYTES
-    for column, out in ((header.counts, counts), (header.lengths, starts[1:]), (header.bases, bases)):
+    shifts = np.empty(header.rows, np.int64)
+    for column, out in zip(header.columns, (counts, starts[1:], bases, shifts), strict=True):
         if column.width:
             _unpack(data, offset, column.minimum, column.width, out)
         else:
@@ -151,7 +154,9 @@ def row_table(
     _accumulate(8 * offset, starts)
     if -(-(int(starts[-1]) - 8 * offset) // 32) + layout.GUARD_WORDS != header.payload_words:
         raise CorruptDataError(f"the rows' lengths do not fill the payload of {header.payload_words} words")
-    return counts, starts, bases
+    if header.shift_width and int(shifts.max()) >= DTYPE_BITS[header.dtype]:
+        raise CorruptDataError(f"a row's shift is below {DTYPE_BITS[header.dtype]}, found {int(shifts.max())}")
+    return counts, starts, bases, shifts
 
 
 def decode_rows(
@@ -173,7 +178,7 @@ def decode_rows(
     NDArray
         ``(stop - start, slots)`` of the chunk's bit type; unused slots filled.
     """
-    counts, starts, bases = row_table(header, data)
+    counts, starts, bases, shifts = row_table(header, data)
     if out is None:
         out = np.empty((stop - start, header.slots), BITS_DTYPE[header.dtype])
     base = np.int64(header.parameter_base)
@@ -183,7 +188,7 @@ def decode_rows(
         is_float = header.dtype in (layout.DTYPE_FLOAT16, layout.DTYPE_FLOAT32)
         unused = out.dtype.type(UNUSED.get(header.dtype, 0))
         status = _decode_bits(
-            data, starts, counts, bases, start, header.block_log2, base, is_float, np.int64(header.shift), unused,
+            data, starts, counts, bases, start, header.block_log2, base, is_float, shifts, unused,
             ONES, out,
         )  # fmt: skip
     if status >= 0:

@@ -57,11 +57,12 @@ def _gaps(ids: Any, bound: Any, counts: Any, gaps: Any) -> int:
 
 @kernel
 def _residuals(
-    bits: Any, unused: Any, ragged: bool, is_float: bool, shift: Any, counts: Any, bases: Any, out: Any
+    bits: Any, unused: Any, ragged: bool, is_float: bool, shifts: Any, counts: Any, bases: Any, out: Any
 ) -> None:
     rows, slots = bits.shape
-    half = np.uint32(1) << np.uint32(8 * bits.itemsize - 1 - shift)
     for row in range(rows):
+        shift = np.uint32(shifts[row])
+        half = np.uint32(1) << np.uint32(8 * bits.itemsize - 1 - shift)
         count = slots
         if ragged:
             while count and bits[row, count - 1] == unused:
@@ -69,7 +70,7 @@ def _residuals(
         counts[row] = count
         low = np.uint32(0xFFFFFFFF)
         for slot in range(count):
-            key = np.uint32(bits[row, slot]) >> np.uint32(shift)
+            key = np.uint32(bits[row, slot]) >> shift
             if is_float:
                 key = half + (half - np.uint32(1)) - key if key & half else key | half
             out[row, slot] = key
@@ -279,7 +280,7 @@ def gaps_of_ids(ids: NDArray[np.uint32], bound: int) -> tuple[NDArray[np.int64],
 
 
 def residuals_of_bits(
-    bits: NDArray[Any], dtype: int, shift: int, *, ragged: bool
+    bits: NDArray[Any], dtype: int, shifts: NDArray[np.int64], *, ragged: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.uint32], NDArray[np.uint32]]:
     """Return entries per row, each row's smallest key, and the keys less that."""
     counts = np.empty(len(bits), np.int64)
@@ -287,7 +288,7 @@ def residuals_of_bits(
     out = np.empty(bits.shape, np.uint32)
     is_float = dtype in (layout.DTYPE_FLOAT16, layout.DTYPE_FLOAT32)
     unused = bits.dtype.type(UNUSED.get(dtype, 0))
-    _residuals(bits, unused, ragged, is_float, np.int64(shift), counts, bases, out)
+    _residuals(bits, unused, ragged, is_float, shifts, counts, bases, out)
     return counts, bases, out
 
 

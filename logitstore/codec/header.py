@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-__all__ = ["ChunkHeader", "Column", "finish_chunk", "read_header"]
+__all__ = ["DTYPE_BITS", "ChunkHeader", "Column", "finish_chunk", "read_header"]
 
 _DTYPES_OF_KIND = {
     layout.KIND_IDS: (layout.DTYPE_UINT32,),
@@ -61,11 +61,22 @@ class ChunkHeader:
     bases: Column
     payload_words: int
     entries: int
+    shift_width: int = 0
+
+    @property
+    def shifts(self) -> Column:
+        """The column of shifts: ``shift`` is its minimum."""
+        return Column(self.shift, self.shift_width)
+
+    @property
+    def columns(self) -> tuple[Column, Column, Column, Column]:
+        """The columns in the order they are stored."""
+        return self.counts, self.lengths, self.bases, self.shifts
 
     @property
     def columns_bytes(self) -> int:
-        """Bytes of the three packed columns that follow the header."""
-        return 4 * sum(column.words(self.rows) for column in (self.counts, self.lengths, self.bases))
+        """Bytes of the packed columns that follow the header."""
+        return 4 * sum(column.words(self.rows) for column in self.columns)
 
     @property
     def chunk_bytes(self) -> int:
@@ -93,7 +104,7 @@ class ChunkHeader:
             self.bases.minimum,
             self.payload_words,
             self.entries,
-            0,
+            self.shift_width,
         )
 
 
@@ -132,7 +143,7 @@ def read_header(data: Buffer, *, verify: bool = True) -> ChunkHeader:
     fields = struct.unpack_from(layout.CHUNK_HEADER, view)
     magic, kind, dtype, block_log2, parameter_base, rows, slots, bound = fields[:8]
     shift, count_width, length_width, base_width, count_min, length_min, base_min = fields[8:15]
-    payload_words, entries, reserved = fields[15:]
+    payload_words, entries, shift_width = fields[15:]
     if magic != layout.CHUNK_MAGIC:
         if magic[:3] == layout.CHUNK_MAGIC[:3]:
             raise UnsupportedVersionError(f"chunk version {magic[3:]!r} is newer than this logitstore reads (b'1')")
@@ -140,9 +151,9 @@ def read_header(data: Buffer, *, verify: bool = True) -> ChunkHeader:
     header = ChunkHeader(
         kind, dtype, block_log2, parameter_base, rows, slots, bound, shift,
         Column(count_min, count_width), Column(length_min, length_width), Column(base_min, base_width),
-        payload_words, entries,
+        payload_words, entries, shift_width,
     )  # fmt: skip
-    _check_fields(header, reserved)
+    _check_fields(header)
     if len(view) != header.chunk_bytes:
         kind_of_error = TruncatedDataError if len(view) < header.chunk_bytes else CorruptDataError
         raise kind_of_error(f"the chunk's header says {header.chunk_bytes} bytes, found {len(view)}")
@@ -154,7 +165,7 @@ def read_header(data: Buffer, *, verify: bool = True) -> ChunkHeader:
     return header
 
 
-def _check_fields(header: ChunkHeader, reserved: int) -> None:
+def _check_fields(header: ChunkHeader) -> None:
     def require(condition: bool, rule: str, found: object) -> None:
         if not condition:
             raise CorruptDataError(f"{rule}, found {found}")
@@ -170,7 +181,7 @@ def _check_fields(header: ChunkHeader, reserved: int) -> None:
         "block_log2 is 4, 5 or 6", header.block_log2,
     )  # fmt: skip
     require(header.parameter_base <= layout.PARAMETER_MAX, "parameter_base is at most 31", header.parameter_base)
-    require(reserved == 0, "the reserved word is 0", reserved)
+    require(header.shift_width <= layout.SHIFT_WIDTH_MAX, "shift_width is at most 5", header.shift_width)
     for name in ("counts", "lengths", "bases"):
         column: Column = getattr(header, name)
         require(column.width <= 32, f"the width of {name} is at most 32", column.width)
@@ -179,7 +190,7 @@ def _check_fields(header: ChunkHeader, reserved: int) -> None:
     bits = DTYPE_BITS[header.dtype]
     if header.kind == layout.KIND_IDS:
         require(1 <= header.bound <= layout.MAX_VOCAB_SIZE, "the vocabulary has 1 to 2^31 ids", header.bound)
-        require(header.shift == 0, "shift is 0 for ids", header.shift)
+        require(header.shifts == Column(0, 0), "ids have no shift", header.shifts)
         require(header.bases == Column(0, 0), "ids have no bases", header.bases)
     else:
         require(header.bound == 0, "bound is 0 unless the chunk holds ids", header.bound)

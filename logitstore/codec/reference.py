@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from logitstore import layout
-from logitstore.codec.header import ChunkHeader, Column
+from logitstore.codec.header import DTYPE_BITS, ChunkHeader, Column
 from logitstore.codec.transform import BITS_DTYPE, UNUSED, bits_from_keys
 from logitstore.errors import CorruptDataError
 
@@ -65,24 +65,26 @@ def decode_payload(header: ChunkHeader, data: memoryview, start: int, stop: int)
     """Decode rows ``start:stop`` of a checked chunk; ``(stop - start, slots)`` of the chunk's bit type."""
     columns = []
     offset = layout.CHUNK_HEADER_BYTES
-    for column in (header.counts, header.lengths, header.bases):
+    for column in header.columns:
         nbytes = 4 * column.words(header.rows)
         columns.append(unpack_column(data[offset : offset + nbytes], column, header.rows))
         offset += nbytes
-    counts, lengths, bases = columns
+    counts, lengths, bases, shifts = columns
     if header.kind == layout.KIND_FLAT and header.rows:
         counts[-1] = header.entries - layout.FLAT_GROUP * (header.rows - 1)
     if sum(counts) != header.entries or max(counts, default=0) > header.slots:
         raise CorruptDataError(f"the rows' counts give {sum(counts)} entries, the header says {header.entries}")
     if -(-sum(lengths) // 32) + layout.GUARD_WORDS != header.payload_words:
         raise CorruptDataError(f"the rows' lengths give {sum(lengths)} bits for {header.payload_words} words")
+    if max(shifts, default=0) >= DTYPE_BITS[header.dtype]:
+        raise CorruptDataError(f"a row's shift is below {DTYPE_BITS[header.dtype]}, found {max(shifts)}")
     payload = np.frombuffer(data[offset : offset + 4 * header.payload_words], np.uint8)
     stream = np.unpackbits(payload, bitorder="little").tolist()
     out = np.full((stop - start, header.slots), UNUSED.get(header.dtype, 0), BITS_DTYPE[header.dtype])
     for row in range(start, stop):
         first = sum(lengths[:row])
         residuals = _decode_row(stream[first : first + lengths[row]], counts[row], header, row)
-        out[row - start, : counts[row]] = _elements(residuals, bases[row], header, row)
+        out[row - start, : counts[row]] = _elements(residuals, bases[row], shifts[row], header, row)
     return out
 
 
@@ -116,17 +118,17 @@ def _decode_row(bits: list[int], count: int, header: ChunkHeader, row: int) -> l
     return residuals
 
 
-def _elements(residuals: list[int], base: int, header: ChunkHeader, row: int) -> NDArray[Any]:
+def _elements(residuals: list[int], base: int, shift: int, header: ChunkHeader, row: int) -> NDArray[Any]:
     if header.kind == layout.KIND_IDS:
         ids = np.cumsum(np.array(residuals, np.int64) + 1) - 1
         if len(ids) and ids[-1] >= header.bound:
             raise CorruptDataError(f"row {row} of the chunk has id {ids[-1]} in a vocabulary of {header.bound}")
         return ids.astype(np.uint32)
     keys = [base + residual for residual in residuals]
-    limit = 1 << (8 * BITS_DTYPE[header.dtype].itemsize - header.shift)
+    limit = 1 << (8 * BITS_DTYPE[header.dtype].itemsize - shift)
     if max(keys, default=0) >= limit:
         raise CorruptDataError(f"row {row} of the chunk has key {max(keys)}, keys are below {limit}")
-    return bits_from_keys(np.array(keys, np.uint32), header.dtype, header.shift)
+    return bits_from_keys(np.array(keys, np.uint32), header.dtype, shift)
 
 
 def pack_column(values: list[int]) -> tuple[Column, bytes]:

@@ -1,8 +1,8 @@
 """From array elements to the unsigned integers the coder sees, and back; and how many slots of a row are used.
 
 A float is mapped to a *key* that grows with the float, so that values close together have keys close together. Where
-every element of a chunk has ``shift`` trailing zero bits (a bfloat16 teacher's logits in float16 have three) they are
-cut off first.
+every element of a row has ``shift`` trailing zero bits (a bfloat16 teacher's logits in float16 have three, unless they
+are tiny) they are cut off first.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from logitstore import layout
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["BITS_DTYPE", "NATIVE_DTYPE", "UNUSED", "bits_from_keys", "common_shift", "keys_from_bits"]
+__all__ = ["BITS_DTYPE", "NATIVE_DTYPE", "UNUSED", "bits_from_keys", "keys_from_bits", "row_shifts"]
 
 NATIVE_DTYPE: dict[int, np.dtype[Any]] = {
     layout.DTYPE_UINT8: np.dtype("<u1"),
@@ -39,17 +39,31 @@ UNUSED: dict[int, int] = {
 }
 """Bits of an unused slot, for the types that have rows of slots."""
 
+_SHIFT_COST_BITS = 32
+"""What a row pays where rows differ: its shift, and a base out of a wider range."""
+
 _FLOATS = (layout.DTYPE_FLOAT16, layout.DTYPE_FLOAT32)
 
 
-def common_shift(bits: NDArray[Any], dtype: int) -> int:
-    """Trailing zero bits that all elements share; 0 for integer types and where there is no non-zero element."""
-    if dtype not in _FLOATS:
-        return 0
-    union = int(np.bitwise_or.reduce(bits, axis=None)) if bits.size else 0
-    # The sign and exponent stay: cutting them would leave nothing to order by.
+def row_shifts(bits: NDArray[Any], dtype: int) -> NDArray[np.int64]:
+    """Low zero bits that are cut off each row of ``(rows, slots)`` elements; ``(rows,)``, 0 for integer types.
+
+    Most rows of a chunk can do with the same shift, that of all but the tenth of rows with the fewest common zero bits;
+    where it saves more than it costs, those get it, and the others what they all share.
+    """
+    shifts = np.zeros(len(bits), np.int64)
+    if dtype not in _FLOATS or not bits.size:
+        return shifts
+    # The sign and exponent stay: cutting them would leave nothing to order by. -inf in unused slots has no low bits.
     limit = 10 if dtype == layout.DTYPE_FLOAT16 else 23
-    return min((union & -union).bit_length() - 1, limit) if union else 0
+    union = np.bitwise_or.reduce(bits, axis=1).astype(np.int64) | 1 << limit
+    zeros = np.log2(union & -union).astype(np.int64)
+    tenth = len(zeros) // 10
+    common, usual = int(zeros.min()), int(np.partition(zeros, tenth)[tenth])
+    if (usual - common) * bits.shape[1] <= _SHIFT_COST_BITS:
+        usual = common
+    shifts[:] = np.where(zeros >= usual, usual, common)
+    return shifts
 
 
 def keys_from_bits(bits: NDArray[Any], dtype: int, shift: int) -> NDArray[np.uint32]:

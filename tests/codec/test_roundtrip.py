@@ -170,6 +170,17 @@ def test_bfloat16_logits_have_three() -> None:
     assert read_header(encode(bfloat16, "values")).shift == 3
 
 
+def test_a_tiny_logit_costs_its_row_alone() -> None:
+    logits = np.random.default_rng(2).normal(0, 8, (64, 256)).astype(np.float32)
+    bfloat16 = (logits.view(np.uint32) & 0xFFFF0000).view(np.float32).astype(np.float16)
+    bfloat16[np.abs(bfloat16) < 1e-3] = 1
+    plain = len(encode(bfloat16, "values"))
+    bfloat16[5, 17] = 3e-5
+    header = read_header(check(bfloat16, "values", 2, 5))
+    assert (header.shift, header.shift_width) == (0, 2)
+    assert len(encode(bfloat16, "values")) < plain + 256  # all rows with shift 0 would cost 3 bits an entry: 6,144
+
+
 def test_equal_input_gives_equal_bytes_whatever_its_memory() -> None:
     ids = np.sort(np.random.default_rng(3).integers(0, 1 << 20, (6, 9)).astype(np.uint32) * 2, axis=1)
     ids += np.arange(9, dtype=np.uint32)

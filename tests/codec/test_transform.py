@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from logitstore import layout
-from logitstore.codec.transform import bits_from_keys, common_shift, keys_from_bits
+from logitstore.codec.transform import bits_from_keys, keys_from_bits, row_shifts
 
 
 @pytest.mark.parametrize("shift", range(16))
@@ -35,11 +35,21 @@ def test_float32_comes_back(shift: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "bits", "shift"),
+    ("dtype", "bits", "shifts"),
     [
-        (layout.DTYPE_FLOAT16, [], 0), (layout.DTYPE_FLOAT16, [0, 0], 0), (layout.DTYPE_FLOAT16, [0xBE00, 0xC080], 7),
-        (layout.DTYPE_FLOAT16, [0xFC00], 10), (layout.DTYPE_FLOAT16, [0x8000], 10), (layout.DTYPE_UINT8, [8, 16], 0),
+        (layout.DTYPE_FLOAT16, [[0xBE00, 0xC080]], [7]), (layout.DTYPE_FLOAT16, [[0xFC00]], [10]),
+        (layout.DTYPE_FLOAT16, [[0x8000]], [10]), (layout.DTYPE_UINT8, [[8, 16]], [0]),
+        # A shift that differs is worth its column only in long rows, and only where most rows have it.
+        (layout.DTYPE_FLOAT16, [[0x0008] * 40] * 19 + [[0x0001] * 40], [3] * 19 + [0]),
+        (layout.DTYPE_FLOAT16, [[0x0008] * 4] * 19 + [[0x0001] * 4], [0] * 20),
+        (layout.DTYPE_FLOAT16, [[0x0008] * 40] * 10 + [[0x0001] * 40] * 10, [0] * 20),
+        # Rows that happen to have more zeros than most get no shift of their own.
+        (layout.DTYPE_FLOAT16, [[0x0008] * 40] * 19 + [[0x0100] * 40], [3] * 20),
     ],
 )  # fmt: skip
-def test_common_shift(dtype: int, bits: list[int], shift: int) -> None:
-    assert common_shift(np.array(bits, np.uint16), dtype) == shift
+def test_row_shifts(dtype: int, bits: list[list[int]], shifts: list[int]) -> None:
+    assert row_shifts(np.array(bits, np.uint16), dtype).tolist() == shifts
+
+
+def test_no_rows_have_no_shifts() -> None:
+    assert row_shifts(np.empty((0, 4), np.uint16), layout.DTYPE_FLOAT16).tolist() == []
