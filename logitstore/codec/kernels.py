@@ -41,4 +41,5 @@ def _compiled(function: Callable[..., Any], options: dict[str, Any]) -> Any:
 
 
 def _cache_directory() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "logitstore" / "numba"
+    # expanduser, not Path.home: a process without a home must still import; Numba then looks for another place.
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "logitstore" / "numba"

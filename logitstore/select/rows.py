@@ -4,19 +4,15 @@ import math
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 import torch
 
 from logitstore.errors import CorruptDataError, InvalidArgumentError
-from logitstore.records import RowBatch
 from logitstore.select.draws import count_entries, draw_ids
 from logitstore.select.lse import log_sum_exp, require_finite_rows
 from logitstore.select.top import UNUSED, top_k_ids, top_p_ids
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from numpy.typing import NDArray
 
     from logitstore.select.selection import Selection
 
@@ -63,19 +59,6 @@ class SelectedRows:
 
     def __len__(self) -> int:
         return len(self.ids)
-
-    def to_row_batch(self, tokens: NDArray[np.uint32], mask: NDArray[np.uint8]) -> RowBatch:
-        """Copy the rows to host memory, with the ``(n,)`` tokens and mask they belong to. Waits for the device."""
-        return RowBatch(
-            tokens=tokens,
-            ids=self.ids.cpu().numpy().view(np.uint32),
-            values=self.values.cpu().numpy(),
-            lse=self.lse.cpu().numpy(),
-            label_logprob=self.label_logprob.cpu().numpy(),
-            mask=mask,
-            counts=None if self.counts is None else self.counts.cpu().numpy(),
-            lse_T=None if self.lse_T is None else self.lse_T.cpu().numpy(),
-        )
 
 
 @torch.inference_mode()

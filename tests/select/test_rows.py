@@ -253,15 +253,11 @@ def test_no_rows() -> None:
     assert rows.lse_T.shape == (0, 1)
 
 
-def test_to_row_batch_marks_unused_slots_as_the_format_does() -> None:
-    logits = torch.tensor([[0.0, -torch.inf, 1.0]])
-    tokens, mask = np.array([5], dtype=np.uint32), np.array([1], dtype=np.uint8)
-    batch = select_rows(logits, Selection(top_k=3), no_labels(1)).to_row_batch(tokens, mask)
-    assert batch.ids.dtype == np.uint32
-    assert batch.ids.tolist() == [[0, 2, layout.UNUSED_ID]]
-    assert batch.tokens is tokens
-    assert batch.values.dtype == np.float16
-    assert batch.counts is None
+def test_unused_slots_read_as_the_format_marks_them() -> None:
+    kept = select_rows(torch.tensor([[0.0, -torch.inf, 1.0]]), Selection(top_k=3), no_labels(1))
+    assert kept.ids.numpy().view(np.uint32).tolist() == [[0, 2, layout.UNUSED_ID]]
+    assert kept.values.dtype == torch.float16
+    assert kept.counts is None
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
