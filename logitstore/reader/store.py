@@ -169,9 +169,7 @@ class Store:
 
     def document(self, index: int, fields: Sequence[str] | None = None) -> Document:
         """Return a document, or only some fields of it; see `read`."""
-        first, last = (int(row) for row in self.read_field("doc_offsets", index, index + 2))
-        if not 0 <= first < last <= self.manifest.rows:
-            raise CorruptDataError(f"document {index} has rows {first} to {last}", path=self.path / "doc_offsets")
+        first, last = self.offsets(index, index + 1).tolist()
         about = self.about(index)
         if about["rows"] != last - first:
             raise CorruptDataError(
@@ -188,6 +186,22 @@ class Store:
             parent=None if parent is None else (parent["key"], parent["first_token"]),
             metadata=about.get("metadata", {}),
         )
+
+    def offsets(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Return the first row of documents ``start:stop``, and the row behind the last of them.
+
+        Returns
+        -------
+        NDArray
+            ``(stop - start + 1,)`` int64, rising strictly: ``np.diff`` gives the documents' lengths.
+        """
+        offsets: NDArray[np.int64] = self.read_field("doc_offsets", start, stop + 1)
+        if offsets[0] < 0 or offsets[-1] > self.manifest.rows or (np.diff(offsets) < 1).any():
+            raise CorruptDataError(
+                f"the offsets of documents {start} to {stop} rise within the {self.manifest.rows} rows of the store",
+                path=self.path / "doc_offsets",
+            )
+        return offsets
 
     def about(self, index: int) -> dict[str, Any]:
         """Return the line of ``documents.jsonl`` about a document: key, rows, parent, metadata."""
@@ -227,7 +241,7 @@ class Store:
             raise InvalidArgumentError(
                 f"rows {start}:{stop} are not within the {self.manifest.rows} rows of the store", path=self.path
             )
-        stored = "logprobs" if self.manifest.values == "logprob" else "logits"
+        stored = self._array_name("values")
         names = {("values" if field.name == stored else field.name): field.name for field in self._row_fields}
         wanted = list(names) if fields is None else list(fields)
         if unknown := set(wanted) - set(names):
@@ -244,15 +258,37 @@ class Store:
             rows = dataclasses.replace(rows.by_logit(), **unwanted)
         return rows
 
-    def read_field(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Return ``start:stop`` of one array by its Zarr name, as stored."""
+    def read_into(self, start: int, stop: int, out: dict[str, NDArray[Any]]) -> None:
+        """Decode rows ``start:stop`` into arrays of the caller's, entries in the stored order.
+
+        Parameters
+        ----------
+        start, stop
+            As for `read`.
+        out
+            Field (as for `read`) → contiguous array with one row per row asked for, of the type and width of `Rows`.
+        """
+        for name, array in out.items():
+            self.read_field(self._array_name(name), start, stop, array)
+
+    def _array_name(self, name: str) -> str:
+        """Return the Zarr name of a field of `Rows`."""
+        if name == "values":
+            return "logprobs" if self.manifest.values == "logprob" else "logits"
+        return name
+
+    def read_field(self, name: str, start: int, stop: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return ``start:stop`` of one array by its Zarr name, as stored; in ``out`` if it is given."""
         if name not in self._fields:
             raise InvalidArgumentError(f"the store has arrays {sorted(self._fields)}, not {name!r}", path=self.path)
         field = self._fields[name]
         total, rows_per_shard = self.manifest.geometry(field)
         if not 0 <= start <= stop <= total:
             raise InvalidArgumentError(f"{start}:{stop} is not within the {total} rows of {name}", path=self.path)
-        out = np.empty((stop - start, *field.row_shape), field.dtype)
+        if out is None:
+            out = np.empty((stop - start, *field.row_shape), field.dtype)
+        elif len(out) != stop - start:
+            raise InvalidArgumentError(f"{stop - start} rows do not fit an array of {len(out)}", path=self.path)
         for shard in range(start // rows_per_shard, -(-stop // rows_per_shard)):
             base = shard * rows_per_shard
             low, high = max(start, base), min(stop, base + rows_per_shard)
