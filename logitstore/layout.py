@@ -8,8 +8,10 @@ from __future__ import annotations
 from typing import Final
 
 FORMAT_NAME: Final = "logitstore"
-FORMAT_VERSION: Final = (1, 0)
+FORMAT_VERSION: Final = (1, 1)
 """``(major, minor)``: readers refuse a higher major and accept any minor."""
+FORMAT_VERSION_OF_CONTAINER: Final = {"zarr": (1, 0), "webdataset": (1, 1)}
+"""What a store is written as: the lowest version that knows its container."""
 
 # --- unused slots and missing values -------------------------------------------------------------------------------
 UNUSED_ID: Final = 0xFFFFFFFF
@@ -49,6 +51,25 @@ FRAME_HEADER: Final = "<4sIIIQII"
 FRAME_HEADER_BYTES: Final = 32
 FRAME_ALIGNMENT: Final = 8
 EMPTY_CHUNK: Final = (1 << 64) - 1
+
+# --- documents in tar shards ---------------------------------------------------------------------------------------
+DOCUMENT_MAGIC: Final = b"LGTDOC01"
+DOCUMENT_HEADER: Final = "<8s16sQQIIIHHII"
+"""magic, store id, document, first row, rows, slots, vocabulary, columns of lse_T, arrays, table bytes, crc32c."""
+DOCUMENT_HEADER_BYTES: Final = 64
+ARRAY_ENTRY: Final = "<16sII"
+"""array name (ASCII, zero-padded), rows of a chunk, number of chunks; the chunks' sizes follow, a u32 each."""
+ARRAY_ENTRY_BYTES: Final = 24
+CHUNK_ALIGNMENT: Final = 8
+MAX_DOCUMENT_TABLE_BYTES: Final = 1 << 26
+INDEX_RECORD: Final = "<IIQQQQIIIIII"
+"""shard, rows, first row, first byte of the .lgt in the tar, its bytes, first byte of the line in documents.jsonl,
+bytes of the line, bytes of the .json, crc32c of the .lgt, crc32c of the .json, zero, crc32c of the record."""
+INDEX_RECORD_BYTES: Final = 64
+INDEX_FILE: Final = "documents.idx"
+TAR_BLOCK: Final = 512
+MAX_TAR_MEMBER_BYTES: Final = (1 << 33) - 1
+"""Eleven octal digits, which is what a plain tar header has for a size."""
 
 # --- store ---------------------------------------------------------------------------------------------------------
 MANIFEST_FILE: Final = "manifest.json"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from logitstore import layout
 from logitstore.container.manifest import Manifest
 from logitstore.container.progress import Progress
 
@@ -41,7 +40,7 @@ def summarise(path: str | os.PathLike[str]) -> dict[str, Any]:
     total = sum(by_field.values())
     summary: dict[str, Any] = {
         "path": str(path),
-        "format_version": ".".join(map(str, layout.FORMAT_VERSION)),
+        "format_version": manifest.format_version,
         "complete": manifest.complete,
         "documents": totals.documents,
         "rows": totals.rows,

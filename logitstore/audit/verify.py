@@ -13,6 +13,7 @@ from logitstore.audit.verify_documents import check_documents
 from logitstore.audit.verify_files import check_files
 from logitstore.audit.verify_shards import FileResult, ShardChecker
 from logitstore.container.fields import DOCUMENT_FIELDS
+from logitstore.container.files import LocalFiles
 from logitstore.container.manifest import Manifest
 from logitstore.container.progress import Progress
 from logitstore.errors import LogitStoreError
@@ -72,7 +73,7 @@ def verify(
         _report_unfinished(path, found)
         return found.report(0)
     check_files(path, manifest, found)
-    shards = ShardCache(path, manifest, verify="lazy", capacity=4 * len(manifest.row_fields))
+    shards = ShardCache(LocalFiles(path), manifest, verify="lazy", capacity=4 * len(manifest.row_fields))
     try:
         ends = check_documents(path, manifest, shards, found)
         checker = ShardChecker(path, manifest, shards, ends)

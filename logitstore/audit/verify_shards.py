@@ -13,6 +13,7 @@ from logitstore import layout
 from logitstore.audit.report import Problem, problem_of
 from logitstore.audit.row_rules import RowExpectations, check_in_context
 from logitstore.codec.header import read_header
+from logitstore.container.files import LocalFiles
 from logitstore.container.invariants import check_rows
 from logitstore.container.shard_table import ShardTable, file_record
 from logitstore.errors import CorruptDataError, LogitStoreError
@@ -76,7 +77,7 @@ class ShardChecker:
         self._ends = ends
         self._expect = RowExpectations.of(manifest)
         records = manifest.row_shards + manifest.document_shards
-        self._table = ShardTable(path / layout.SHARD_TABLE_FILE, manifest.record_bytes, records)
+        self._table = ShardTable(LocalFiles(path), manifest.record_bytes, records)
         self._fields = {field.name: field for field in manifest.row_fields}
         self._values_name = "logprobs" if manifest.values == "logprob" else "logits"
         wide = self._fields["ids"].chunk_rows
@@ -87,7 +88,7 @@ class ShardChecker:
         name = field.file_name(shard)
         try:
             record = self._table.record(self._manifest.record_number(field, shard))
-            expected = file_record(record, field, self._path / field.name)
+            expected = file_record(record, field.name, self._table.path)
         except LogitStoreError as error:
             problem = problem_of(error, layout.SHARD_TABLE_FILE, "shard-table", shard=shard)
             return FileResult(field, shard, [problem], 0, None)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from logitstore.container.fields import rows_per_shard_for
+from logitstore.container.tar_sink import DEFAULT_SHARD_BYTES
 from logitstore.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -41,6 +42,10 @@ class BuildConfig:
         Rows whose logits exist at the same time.
     rows_per_shard
         A power of two, or None for shards of about 64 MiB.
+    container
+        ``"zarr"`` or ``"webdataset"``.
+    shard_bytes
+        With ``webdataset``: bytes up to which a tar is filled.
     """
 
     teacher: TeacherConfig
@@ -52,14 +57,18 @@ class BuildConfig:
     tokens_per_batch: int = 8192
     rows_per_chunk: int = 1024
     rows_per_shard: int | None = None
+    container: Literal["zarr", "webdataset"] = "zarr"
+    shard_bytes: int = DEFAULT_SHARD_BYTES
 
     def __post_init__(self) -> None:
-        for name in ("tokens_per_batch", "rows_per_chunk"):
+        for name in ("tokens_per_batch", "rows_per_chunk", "shard_bytes"):
             if getattr(self, name) < 1:
                 raise InvalidArgumentError(f"{name} is at least 1, found {getattr(self, name)}")
         size = self.rows_per_shard
         if size is not None and (not 1 <= size <= 1 << 30 or size & (size - 1)):
             raise InvalidArgumentError(f"rows_per_shard is a power of two up to 2^30, found {size}")
+        if self.container not in ("zarr", "webdataset"):
+            raise InvalidArgumentError(f"container is 'zarr' or 'webdataset', found {self.container!r}")
         if self.values not in ("logprob", "logit"):
             raise InvalidArgumentError(f"values is 'logprob' or 'logit', found {self.values!r}")
         if self.rows not in ("all", "masked"):

@@ -43,6 +43,8 @@ def start_manifest(config: BuildConfig, teacher: Teacher) -> Manifest:
     }
     identity = canonical_json([*(parts[name] for name in _PARTS), _identities(parts)])
     return Manifest(
+        container=config.container,
+        shard_bytes=config.shard_bytes if config.container == "webdataset" else 0,
         store_id=hashlib.sha256(identity.encode()).hexdigest()[:32],
         complete=False,
         has_counts=config.selection.samples is not None,
@@ -59,8 +61,10 @@ def require_same_build(found: Manifest, wanted: Manifest, path: Path) -> None:
     InvalidArgumentError
         Names every setting that differs. Where the teacher and the corpus lie, and versions of software, may differ.
     """
-    before = {name: getattr(found, name) for name in _PARTS} | _identities(vars(found))
-    after = {name: getattr(wanted, name) for name in _PARTS} | _identities(vars(wanted))
+    # The container is not part of the store's id: the rows are the same in either.
+    names = (*_PARTS, "container", "shard_bytes")
+    before = {name: getattr(found, name) for name in names} | _identities(vars(found))
+    after = {name: getattr(wanted, name) for name in names} | _identities(vars(wanted))
     differences = list(_differences("", before, after))
     if differences:
         raise InvalidArgumentError(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from logitstore.errors import CorruptDataError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["canonical_json", "publish", "sync_directory", "write_atomically"]
+__all__ = ["canonical_json", "cut_file", "publish", "sync_directory", "sync_file", "write_atomically"]
 
 
 def canonical_json(value: Any) -> str:
@@ -40,3 +42,23 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
     publish(temporary, path)
     sync_directory(path.parent)
+
+
+def sync_file(file: BinaryIO) -> None:
+    """Make what was written to an open file durable."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def cut_file(path: Path, size: int) -> None:
+    """Drop what was written to a file behind the last commit; make the file if there is none.
+
+    Raises
+    ------
+    CorruptDataError
+        The file has lost bytes that were committed.
+    """
+    with path.open("ab") as file:
+        if file.tell() < size:
+            raise CorruptDataError(f"{size} bytes were committed, the file has {file.tell()}", path=path)
+        file.truncate(size)

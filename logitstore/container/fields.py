@@ -85,28 +85,41 @@ class Field:
         return np.full((rows, *self.row_shape), _FILL[self.name], self.dtype)
 
     def encode_chunk(self, array: NDArray[Any]) -> bytes:
-        """Encode ``chunk_shape`` elements."""
+        """Encode rows, ``chunk_rows`` of them where the chunk is one of a Zarr array."""
         if self.kind == "raw":
             body = array.astype(self.dtype, copy=False).tobytes()
             return body + _crc32c(body).to_bytes(layout.CRC_BYTES, "little")
         return encode(array, self.kind, vocab_size=self.vocab_size)
 
-    def decode_chunk(self, data: Buffer, start: int, out: NDArray[Any]) -> None:
-        """Decode rows from ``start`` on into ``out``; the chunk's checksum has been dealt with."""
+    def decode_chunk(
+        self, data: Buffer, start: int, out: NDArray[Any], *, rows: int | None = None, verify: bool = False
+    ) -> None:
+        """Decode rows from ``start`` on into ``out``.
+
+        Parameters
+        ----------
+        data
+            The chunk.
+        rows
+            Rows of the chunk; ``chunk_rows`` by default.
+        verify
+            Whether to check the chunk's own checksum; not needed where its frame has been checked.
+        """
         stop = start + len(out)
+        rows = self.chunk_rows if rows is None else rows
         if self.kind == "raw":
             # Length was checked against the chunk shape by the caller; crc32c follows the elements.
-            out[...] = np.frombuffer(memoryview(data), self.dtype, self.chunk_rows)[start:stop]
+            out[...] = np.frombuffer(memoryview(data), self.dtype, rows)[start:stop]
         elif self.kind == "flat":
             width = self.columns or 1
             decode_slice(
-                data, "flat", shape=(self.chunk_rows * width,), dtype=self.dtype, start=start * width,
-                stop=stop * width, verify=False, out=out.reshape(-1),
+                data, "flat", shape=(rows * width,), dtype=self.dtype, start=start * width,
+                stop=stop * width, verify=verify, out=out.reshape(-1),
             )  # fmt: skip
         else:
             decode_slice(
-                data, self.kind, shape=self.chunk_shape, dtype=self.dtype, start=start, stop=stop,
-                vocab_size=self.vocab_size, verify=False, out=out,
+                data, self.kind, shape=(rows, *self.row_shape), dtype=self.dtype, start=start, stop=stop,
+                vocab_size=self.vocab_size, verify=verify, out=out,
             )  # fmt: skip
 
 

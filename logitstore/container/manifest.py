@@ -7,18 +7,21 @@ JSON Schema is ``spec/manifest.schema.json``; `Manifest.from_json` checks the sa
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from logitstore import layout
 from logitstore.container.fields import DOCUMENT_FIELDS, DOCUMENTS_PER_SHARD, Field, row_fields
+from logitstore.container.files import LocalFiles
 from logitstore.errors import CorruptDataError, TruncatedDataError, UnsupportedVersionError
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from logitstore.container.files import StoreFiles
 
 __all__ = ["FileRecord", "Manifest", "is_store"]
 
@@ -29,6 +32,13 @@ class FileRecord:
 
     bytes: int
     sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> FileRecord:
+        """Read a local file and describe it."""
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return cls(file.tell(), digest)
 
 
 def is_store(path: Path) -> bool:
@@ -73,7 +83,11 @@ class Manifest:
     record_bytes
         Length of every line of ``shards.jsonl``.
     bytes_by_field
-        Sum of the shard files of each array.
+        Sum of the shard files of each array; of its chunks, where shards are tars.
+    container
+        ``"zarr"`` or ``"webdataset"``.
+    shard_bytes, index_file
+        Of a WebDataset store: bytes up to which a tar is filled, and ``documents.idx``.
     """
 
     store_id: str
@@ -98,6 +112,14 @@ class Manifest:
     bytes_by_field: dict[str, int] = field(default_factory=dict)
     documents_file: FileRecord | None = None
     shard_table: FileRecord | None = None
+    container: str = "zarr"
+    shard_bytes: int = 0
+    index_file: FileRecord | None = None
+
+    @property
+    def format_version(self) -> str:
+        """The lowest version of the format that knows the container."""
+        return ".".join(map(str, layout.FORMAT_VERSION_OF_CONTAINER[self.container]))
 
     @property
     def row_fields(self) -> tuple[Field, ...]:
@@ -113,7 +135,9 @@ class Manifest:
 
     @property
     def row_shards(self) -> int:
-        """Shards of each array with one row per token."""
+        """Shards that hold rows: of each array, or tars."""
+        if self.container == "webdataset":
+            return self.shard_table.bytes // self.record_bytes if self.shard_table and self.record_bytes else 0
         return -(-self.rows // self.rows_per_shard)
 
     @property
@@ -134,13 +158,16 @@ class Manifest:
     def to_json(self) -> bytes:
         """Return the bytes of ``manifest.json``."""
         content = dataclasses.asdict(self)
-        head = {"format": layout.FORMAT_NAME, "format_version": ".".join(map(str, layout.FORMAT_VERSION))}
+        head = {"format": layout.FORMAT_NAME, "format_version": self.format_version}
+        if self.container == "zarr":
+            for name in _LATER:
+                del content[name]
         codec = {"codec": {"name": "logitstore.exact", "version": 1}}
         return (json.dumps({**head, **codec, **content}, indent=1, allow_nan=False) + "\n").encode()
 
     @classmethod
-    def read(cls, path: Path) -> Manifest:
-        """Read and check ``manifest.json`` of the store at ``path``.
+    def read(cls, store: StoreFiles | Path) -> Manifest:
+        """Read and check ``manifest.json`` of a store.
 
         Raises
         ------
@@ -149,14 +176,15 @@ class Manifest:
         UnsupportedVersionError
             The store was written by a newer format version or with a codec that is not known.
         """
-        file = path / layout.MANIFEST_FILE
+        files = LocalFiles(store) if isinstance(store, Path) else store
+        file = files.place(layout.MANIFEST_FILE)
         try:
-            if file.stat().st_size > layout.MAX_MANIFEST_BYTES:
-                raise CorruptDataError(f"a manifest has at most {layout.MAX_MANIFEST_BYTES} bytes", path=file)
-            raw = file.read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            reason = "there is no manifest.json: not a logitstore" if path.exists() else "no such file or directory"
-            raise TruncatedDataError(reason, path=path) from None
+            raw = files.read(layout.MANIFEST_FILE, layout.MAX_MANIFEST_BYTES + 1)
+        except FileNotFoundError:
+            reason = "there is no manifest.json: not a logitstore" if files.exists() else "no such file or directory"
+            raise TruncatedDataError(reason, path=files.place()) from None
+        if len(raw) > layout.MAX_MANIFEST_BYTES:
+            raise CorruptDataError(f"a manifest has at most {layout.MAX_MANIFEST_BYTES} bytes", path=file)
         try:
             return cls.from_json(json.loads(raw))
         except (CorruptDataError, UnsupportedVersionError) as error:
@@ -183,6 +211,8 @@ class Manifest:
         known = {item.name: item for item in dataclasses.fields(cls)}
         values: dict[str, Any] = {}
         for name, item in known.items():
+            if name in _LATER and name not in content and content.get("container", "zarr") == "zarr":
+                continue
             _require(name in content, f"the manifest has {name}", "nothing")
             values[name] = _checked(name, str(item.type), content[name])
         manifest = cls(**values)
@@ -190,6 +220,8 @@ class Manifest:
         return manifest
 
     def _check(self) -> None:
+        if self.container not in layout.FORMAT_VERSION_OF_CONTAINER:
+            raise UnsupportedVersionError(f"container {self.container!r} is not known to this logitstore")
         _require(_is_hex(self.store_id, 32), "store_id is 32 hexadecimal digits", self.store_id)
         _require(1 <= self.vocab_size <= layout.MAX_VOCAB_SIZE, "vocab_size is 1 to 2^31", self.vocab_size)
         _require(self.padded_vocab_size >= self.vocab_size, "padded_vocab_size >= vocab_size", self.padded_vocab_size)
@@ -206,12 +238,31 @@ class Manifest:
         if self.complete:
             for name in ("documents_file", "shard_table"):
                 _require(getattr(self, name) is not None, f"a complete store has a {name}", None)
+            if self.container == "webdataset":
+                self._check_tars()
+                return
             table = self.shard_table
             lines = self.row_shards + self.document_shards
             _require(
                 table is not None and table.bytes == lines * self.record_bytes,
                 f"shards.jsonl has {lines} lines of {self.record_bytes} bytes", table,
             )  # fmt: skip
+
+    def _check_tars(self) -> None:
+        table, index = self.shard_table, self.index_file
+        size = max(1, self.record_bytes)
+        _require(
+            table is not None and table.bytes % size == 0 and bool(table.bytes) == bool(self.rows),
+            f"shards.jsonl has whole lines of {self.record_bytes} bytes, one per shard", table,
+        )  # fmt: skip
+        _require(
+            index is not None and index.bytes == self.documents * layout.INDEX_RECORD_BYTES,
+            f"{layout.INDEX_FILE} has {layout.INDEX_RECORD_BYTES} bytes for each document", index,
+        )  # fmt: skip
+
+
+_LATER = ("container", "shard_bytes", "index_file")
+"""Keys that a store of format 1.0 does not have."""
 
 
 def _checked(name: str, annotation: str, value: Any) -> Any:

@@ -8,7 +8,6 @@ another one is noticed, and the index can be rebuilt.
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
 import struct
 from typing import TYPE_CHECKING, Any, Self
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from logitstore.container.fields import Field
+    from logitstore.container.files import StoreFiles
 
 __all__ = ["ShardReader", "ShardWriter"]
 
@@ -106,15 +106,15 @@ class ShardWriter:
 
 
 class ShardReader:
-    """One shard of one array, mapped into memory and checked as it is used.
+    """One shard of one array, checked as it is used.
 
     Opening checks the file's size, identity and index. A chunk's frame and checksum are checked when it is first read,
     unless ``verify`` is ``"none"``; ``"full"`` compares the whole file with its sha256 first.
 
     Parameters
     ----------
-    path
-        The file.
+    files, name
+        The store's files, and the name of the shard's file.
     store_id, field, shard, first_row, rows, chunks
         What the file must say of itself.
     size, digest
@@ -132,7 +132,8 @@ class ShardReader:
 
     def __init__(
         self,
-        path: Path,
+        files: StoreFiles,
+        name: str,
         *,
         store_id: bytes,
         field: Field,
@@ -144,40 +145,34 @@ class ShardReader:
         digest: str,
         verify: str,
     ) -> None:
-        self.path = path
+        self.path = files.place(name)
         self._field = field
         self._shard = shard
         self._first_row = first_row
         self._verify = verify != "none"
-        self._data = self._map(size)
         try:
+            self._file = files.open(name)
+        except FileNotFoundError:
+            raise TruncatedDataError("the shard's file is missing", path=self.path, shard=shard) from None
+        self.size = size
+        try:
+            # Before anything is read: pages behind the end of a shortened file read as zeros or kill the process.
+            if self._file.size != size:
+                kind = TruncatedDataError if self._file.size < size else CorruptDataError
+                raise kind(f"the shard table says {size} bytes, the file has {self._file.size}")
             self._check_header(store_id, rows)
-            if verify == "full" and hashlib.sha256(self._data).hexdigest() != digest:
+            if verify == "full" and self._file.sha256() != digest:
                 raise CorruptDataError(f"the file's sha256 is not {digest}, which the shard table gives")
             self._index = self._read_index(chunks, -(-rows // field.chunk_rows))
         except CorruptDataError as error:
             self.close()
-            raise error.at(path=path, shard=shard) from None
+            raise error.at(path=self.path, shard=shard) from None
         self._checked = np.zeros(chunks, bool)
 
-    def _map(self, size: int) -> mmap.mmap:
-        try:
-            with self.path.open("rb") as file:
-                found = os.fstat(file.fileno()).st_size
-                # Before mapping: pages past the end of a shortened file read as zeros or kill the process.
-                if found != size:
-                    kind = TruncatedDataError if found < size else CorruptDataError
-                    raise kind(
-                        f"the shard table says {size} bytes, the file has {found}", path=self.path, shard=self._shard
-                    )
-                return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
-        except FileNotFoundError:
-            raise TruncatedDataError("the shard's file is missing", path=self.path, shard=self._shard) from None
-
     def _check_header(self, store_id: bytes, rows: int) -> None:
-        if len(self._data) < layout.SHARD_HEADER_BYTES:
-            raise TruncatedDataError(f"a shard has at least {layout.SHARD_HEADER_BYTES} bytes, found {len(self._data)}")
-        head = self._data[: layout.SHARD_HEADER_BYTES]
+        if self.size < layout.SHARD_HEADER_BYTES:
+            raise TruncatedDataError(f"a shard has at least {layout.SHARD_HEADER_BYTES} bytes, found {self.size}")
+        head = bytes(self._file.read(0, layout.SHARD_HEADER_BYTES))
         magic, found_store, name, shard, found_rows, first_row, crc = struct.unpack(layout.SHARD_HEADER, head)
         if magic != layout.SHARD_MAGIC:
             raise CorruptDataError(f"a shard starts with {layout.SHARD_MAGIC!r}, found {magic!r}")
@@ -191,11 +186,11 @@ class ShardReader:
 
     def _read_index(self, chunks: int, used: int) -> np.ndarray[tuple[int, int], np.dtype[np.uint64]]:
         size = 16 * chunks
-        start = len(self._data) - size - layout.CRC_BYTES
+        start = self.size - size - layout.CRC_BYTES
         if start < layout.SHARD_HEADER_BYTES:
             raise TruncatedDataError(f"a shard of {chunks} chunks ends with an index of {size} bytes")
-        raw = self._data[start : start + size]
-        (crc,) = struct.unpack_from("<I", self._data, start + size)
+        raw = bytes(self._file.read(start, start + size))
+        (crc,) = struct.unpack("<I", self._file.read(start + size, self.size))
         if crc != google_crc32c.value(raw):
             raise CorruptDataError("the shard index's checksum does not fit its bytes")
         index = np.frombuffer(raw, "<u8").reshape(chunks, 2)
@@ -210,7 +205,7 @@ class ShardReader:
     def chunk(self, number: int) -> memoryview:
         """Bytes of a chunk, checked on first use. Valid while the reader is open."""
         offset, size = (int(value) for value in self._index[number])
-        data = memoryview(self._data)[offset : offset + size]
+        data = self._file.read(offset, offset + size)
         if self._verify and not self._checked[number]:
             self._check_chunk(number, offset, data)
             self._checked[number] = True
@@ -218,7 +213,7 @@ class ShardReader:
 
     def _check_chunk(self, number: int, offset: int, data: memoryview) -> None:
         row = self._first_row + number * self._field.chunk_rows
-        head = self._data[offset - layout.FRAME_HEADER_BYTES : offset]
+        head = bytes(self._file.read(offset - layout.FRAME_HEADER_BYTES, offset))
         magic, shard, chunk, size, first_row, crc, head_crc = struct.unpack(layout.FRAME_HEADER, head)
 
         def broken(message: str) -> CorruptDataError:
@@ -251,11 +246,8 @@ class ShardReader:
         return out
 
     def close(self) -> None:
-        """Drop the mapping; it lives on while arrays still look into it."""
-        try:
-            self._data.close()
-        except BufferError:
-            return
+        """Let go of the file; it lives on while arrays still look into it."""
+        self._file.close()
 
     def __enter__(self) -> Self:
         return self

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import operator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import numpy as np
 
-from logitstore.container.fields import DOCUMENT_FIELDS, metadata_differences
+from logitstore import layout
+from logitstore.container.fields import DOCUMENT_FIELDS
+from logitstore.container.files import LocalFiles, files_at
 from logitstore.container.manifest import FileRecord, Manifest
 from logitstore.container.progress import Progress
 from logitstore.container.writer import DOCUMENTS_FILE
 from logitstore.errors import CorruptDataError, InvalidArgumentError, TruncatedDataError
-from logitstore.layout import SHARD_TABLE_FILE
+from logitstore.reader.row_files import TableFiles
 from logitstore.reader.rows import Document, Rows
-from logitstore.reader.shard_cache import ShardCache
+from logitstore.reader.tar_rows import TarRows
+from logitstore.reader.zarr_rows import ZarrRows
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from logitstore.container.files import StoreFiles
+    from logitstore.reader.row_files import RowFiles
 
 __all__ = ["RowReader", "Store", "open_store"]
 
@@ -32,13 +37,21 @@ Verify = Literal["none", "lazy", "full"]
 Order = Literal["logit", "stored"]
 
 
-def open_store(path: str | os.PathLike[str], *, verify: Verify = "lazy", order: Order = "logit") -> Store:
+def open_store(
+    path: str | os.PathLike[str],
+    *,
+    verify: Verify = "lazy",
+    order: Order = "logit",
+    cache_bytes: int = 1 << 30,
+    storage_options: dict[str, Any] | None = None,
+) -> Store:
     """Open a store for reading. Takes a few small reads, however large the store is.
 
     Parameters
     ----------
     path
-        Directory of the store.
+        Directory of the store, or a URL that fsspec understands (``s3://``, ``https://``, ``hf://``, …). Remote files
+        are read by range, and again after a pause where that fails.
     verify
         ``"lazy"`` checks every chunk when it is first read; ``"full"`` also compares files with their sha256: the
         records of documents and shards at once, each shard when it is first opened; ``"none"`` checks only sizes,
@@ -46,6 +59,10 @@ def open_store(path: str | os.PathLike[str], *, verify: Verify = "lazy", order: 
     order
         Order of the entries of a row: ``"logit"`` sorts them by falling logit, so that ``ids[:, :8]`` are the eight
         most probable; ``"stored"`` leaves them in ascending order of ids, as plain Zarr gives them, and is faster.
+    cache_bytes
+        Bytes of shards that are mapped, or kept of remote files, at the same time.
+    storage_options
+        For fsspec, with a URL: credentials, endpoints.
 
     Raises
     ------
@@ -67,7 +84,8 @@ def open_store(path: str | os.PathLike[str], *, verify: Verify = "lazy", order: 
         raise InvalidArgumentError(f"verify is 'none', 'lazy' or 'full', found {verify!r}")
     if order not in ("logit", "stored"):
         raise InvalidArgumentError(f"order is 'logit' or 'stored', found {order!r}")
-    return Store(Path(path), verify=verify, order=order)
+    files = files_at(path, storage_options=storage_options, cache_bytes=cache_bytes)
+    return Store(files, verify=verify, order=order, max_bytes=cache_bytes)
 
 
 class Store:
@@ -78,54 +96,46 @@ class Store:
     Attributes
     ----------
     path
-        Directory of the store.
+        Directory or URL of the store.
     manifest
         What ``manifest.json`` says.
     """
 
-    def __init__(self, path: Path, *, verify: Verify, order: Order, open_files: int = 64) -> None:
-        self.path = path
-        self.manifest = Manifest.read(path)
+    def __init__(
+        self, files: StoreFiles, *, verify: Verify, order: Order, open_files: int = 64, max_bytes: int = 1 << 30
+    ) -> None:
+        self.path: Path | str = files.path if isinstance(files, LocalFiles) else files.place()
+        self.manifest = Manifest.read(files)
         self.order = order
         if not self.manifest.complete:
-            done = Progress.read(path)
-            raise TruncatedDataError(
-                f"the build of this store was not finished: {done.rows} rows of {done.documents} documents are "
-                f"committed in {done.shards} shards; go on with `logitstore build --resume`",
-                path=path,
-            )
-        self._row_fields = self.manifest.row_fields
-        self._fields = {field.name: field for field in (*self._row_fields, *DOCUMENT_FIELDS)}
-        self._check_arrays()
+            raise TruncatedDataError(f"the build of this store was not finished{_how_far(files)}", path=self.path)
+        self._files = files
+        self._tables = TableFiles(files, self.manifest)
+        self._row_fields = {
+            "values" if field.name in ("logprobs", "logits") else field.name: field
+            for field in self.manifest.row_fields
+        }
+        limits: Any = {"verify": verify, "open_files": open_files, "max_bytes": max_bytes}
+        self._rows: RowFiles = (
+            TarRows(files, self.manifest, self._tables, **limits)
+            if self.manifest.container == "webdataset"
+            else ZarrRows(files, self.manifest, **limits)
+        )
         if verify == "full":
             self._check_digest(DOCUMENTS_FILE, self.manifest.documents_file)
-            self._check_digest(SHARD_TABLE_FILE, self.manifest.shard_table)
-        self._shards = ShardCache(path, self.manifest, verify=verify, capacity=open_files)
-
-    def _check_arrays(self) -> None:
-        """Compare each array's Zarr metadata with the manifest: an edited shape must not change what is read."""
-        for field in self._fields.values():
-            path = self.path / field.name / "zarr.json"
-            try:
-                found = json.loads(path.read_bytes())
-            except FileNotFoundError:
-                raise TruncatedDataError("the array's metadata is missing", path=path) from None
-            except (ValueError, RecursionError) as error:
-                raise CorruptDataError(f"the array's metadata is not JSON: {error}", path=path) from None
-            if not isinstance(found, dict):
-                raise CorruptDataError("the array's metadata is an object", path=path)
-            for key, value, expected in metadata_differences(found, field, *self.manifest.geometry(field)):
-                raise CorruptDataError(f"the array's {key} is {value}, the manifest gives {expected}", path=path)
+            self._check_digest(layout.SHARD_TABLE_FILE, self.manifest.shard_table)
+            if self.manifest.index_file is not None:
+                self._check_digest(layout.INDEX_FILE, self.manifest.index_file)
 
     def _check_digest(self, name: str, record: FileRecord | None) -> None:
         """Compare a file with what the manifest says of it, which is all that vouches for it."""
-        path = self.path / name
+        path = self._files.place(name)
         try:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-                found = FileRecord(file.tell(), digest)
+            file = self._files.open(name)
         except FileNotFoundError:
             raise TruncatedDataError("the file is missing", path=path) from None
+        found = FileRecord(file.size, file.sha256())
+        file.close()
         if found != record:
             raise CorruptDataError(f"the file has {found}, the manifest gives {record}", path=path)
 
@@ -173,8 +183,8 @@ class Store:
         about = self.about(index)
         if about["rows"] != last - first:
             raise CorruptDataError(
-                f"document {index} has {about['rows']} rows, doc_offsets gives {last - first}",
-                path=self.path / DOCUMENTS_FILE, row=first,
+                f"document {index} has {about['rows']} rows by its line, {last - first} by where it lies",
+                path=self._files.place(DOCUMENTS_FILE), row=first,
             )  # fmt: skip
         rows = self.read(first, last, fields)
         parent = about.get("parent")
@@ -195,28 +205,24 @@ class Store:
         NDArray
             ``(stop - start + 1,)`` int64, rising strictly: ``np.diff`` gives the documents' lengths.
         """
-        offsets: NDArray[np.int64] = self.read_field("doc_offsets", start, stop + 1)
+        if not 0 <= start <= stop <= len(self):
+            raise InvalidArgumentError(
+                f"documents {start}:{stop} are not within the {len(self)} of the store", path=self.path
+            )
+        offsets = self._rows.offsets(start, stop)
         if offsets[0] < 0 or offsets[-1] > self.manifest.rows or (np.diff(offsets) < 1).any():
             raise CorruptDataError(
                 f"the offsets of documents {start} to {stop} rise within the {self.manifest.rows} rows of the store",
-                path=self.path / "doc_offsets",
+                path=self.path,
             )
         return offsets
 
     def about(self, index: int) -> dict[str, Any]:
         """Return the line of ``documents.jsonl`` about a document: key, rows, parent, metadata."""
-        path = self.path / DOCUMENTS_FILE
-        first, last = (int(byte) for byte in self.read_field("doc_lines", index, index + 2))
-        size = self.manifest.documents_file.bytes if self.manifest.documents_file else 0
-        if not 0 <= first < last <= size:
-            raise CorruptDataError(f"document {index} has bytes {first} to {last} of {size}", path=path)
+        path = self._files.place(DOCUMENTS_FILE)
+        line = self._tables.read(DOCUMENTS_FILE, *self._rows.line(index))
         try:
-            with path.open("rb") as file:
-                file.seek(first)
-                line = file.read(last - first)
             about = json.loads(line)
-        except FileNotFoundError:
-            raise TruncatedDataError("the record of documents is missing", path=path) from None
         except (ValueError, RecursionError) as error:
             raise CorruptDataError(f"the line of document {index} is not JSON: {error}", path=path) from None
         if not isinstance(about, dict) or type(about.get("rows")) is not int or not isinstance(about.get("key"), str):
@@ -241,17 +247,17 @@ class Store:
             raise InvalidArgumentError(
                 f"rows {start}:{stop} are not within the {self.manifest.rows} rows of the store", path=self.path
             )
-        stored = self._array_name("values")
-        names = {("values" if field.name == stored else field.name): field.name for field in self._row_fields}
-        wanted = list(names) if fields is None else list(fields)
-        if unknown := set(wanted) - set(names):
-            raise InvalidArgumentError(f"the store has fields {sorted(names)}, not {sorted(unknown)}", path=self.path)
-        arrays: dict[str, Any] = dict.fromkeys(("tokens", "ids", "values", "lse", "label_logprob", "mask"))
+        wanted = list(self._row_fields) if fields is None else list(fields)
+        self._require_fields(wanted)
         # The fields with an entry per slot share one order, which only the values know.
-        slotted = {"ids", "values", "counts"} & set(names)
+        slotted = {"ids", "values", "counts"} & set(self._row_fields)
         sorts = self.order == "logit" and not slotted.isdisjoint(wanted)
-        for name in {*wanted, *slotted} if sorts else wanted:
-            arrays[name] = self.read_field(names[name], start, stop)
+        out = {
+            name: np.empty((stop - start, *self._row_fields[name].row_shape), self._row_fields[name].dtype)
+            for name in {*wanted, *(slotted if sorts else ())}
+        }
+        self.read_into(start, stop, out)
+        arrays: dict[str, Any] = dict.fromkeys(("tokens", "ids", "values", "lse", "label_logprob", "mask")) | out
         rows = Rows(**arrays, stores=self.manifest.values)
         if sorts:
             unwanted: dict[str, Any] = dict.fromkeys(slotted - set(wanted))
@@ -268,36 +274,46 @@ class Store:
         out
             Field (as for `read`) → contiguous array with one row per row asked for, of the type and width of `Rows`.
         """
+        if not 0 <= start <= stop <= self.manifest.rows:
+            raise InvalidArgumentError(
+                f"rows {start}:{stop} are not within the {self.manifest.rows} rows of the store", path=self.path
+            )
+        self._require_fields(out)
         for name, array in out.items():
-            self.read_field(self._array_name(name), start, stop, array)
+            field = self._row_fields[name]
+            if array.shape != (stop - start, *field.row_shape) or array.dtype != field.dtype:
+                raise InvalidArgumentError(
+                    f"{name} of rows {start}:{stop} is {field.dtype} of shape {(stop - start, *field.row_shape)}, "
+                    f"found {array.dtype} of shape {array.shape}", path=self.path,
+                )  # fmt: skip
+        self._rows.read(start, stop, {self._row_fields[name].name: array for name, array in out.items()})
 
-    def _array_name(self, name: str) -> str:
-        """Return the Zarr name of a field of `Rows`."""
-        if name == "values":
-            return "logprobs" if self.manifest.values == "logprob" else "logits"
-        return name
+    def _require_fields(self, names: Iterable[str]) -> None:
+        if unknown := set(names) - set(self._row_fields):
+            known = sorted(self._row_fields)
+            raise InvalidArgumentError(f"the store has fields {known}, not {sorted(unknown)}", path=self.path)
 
-    def read_field(self, name: str, start: int, stop: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Return ``start:stop`` of one array by its Zarr name, as stored; in ``out`` if it is given."""
-        if name not in self._fields:
-            raise InvalidArgumentError(f"the store has arrays {sorted(self._fields)}, not {name!r}", path=self.path)
-        field = self._fields[name]
-        total, rows_per_shard = self.manifest.geometry(field)
+    def read_field(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Return ``start:stop`` of one array by its Zarr name, as stored.
+
+        A Zarr store has ``doc_offsets`` and ``doc_lines`` as well, whose rows are documents.
+        """
+        fields = {field.name: field for field in self._row_fields.values()}
+        if self.manifest.container == "zarr":
+            fields |= {field.name: field for field in DOCUMENT_FIELDS}
+        if name not in fields:
+            raise InvalidArgumentError(f"the store has arrays {sorted(fields)}, not {name!r}", path=self.path)
+        total, _ = self.manifest.geometry(fields[name])
         if not 0 <= start <= stop <= total:
             raise InvalidArgumentError(f"{start}:{stop} is not within the {total} rows of {name}", path=self.path)
-        if out is None:
-            out = np.empty((stop - start, *field.row_shape), field.dtype)
-        elif len(out) != stop - start:
-            raise InvalidArgumentError(f"{stop - start} rows do not fit an array of {len(out)}", path=self.path)
-        for shard in range(start // rows_per_shard, -(-stop // rows_per_shard)):
-            base = shard * rows_per_shard
-            low, high = max(start, base), min(stop, base + rows_per_shard)
-            self._shards.get(field, shard).read(low - base, high - base, out[low - start : high - start])
+        out = np.empty((stop - start, *fields[name].row_shape), fields[name].dtype)
+        self._rows.read(start, stop, {name: out})
         return out
 
     def close(self) -> None:
         """Close all files. Arrays that were handed out stay valid."""
-        self._shards.close()
+        self._rows.close()
+        self._tables.close()
 
     def __enter__(self) -> Self:
         return self
@@ -341,6 +357,17 @@ class RowReader:
         breaks = np.flatnonzero(np.diff(unique) != 1) + 1
         runs = [self._store.read(int(run[0]), int(run[-1]) + 1) for run in np.split(unique, breaks)]
         return _concatenate(runs).select(inverse)
+
+
+def _how_far(files: StoreFiles) -> str:
+    """Say how far an unfinished build has come, where that can be known."""
+    if not isinstance(files, LocalFiles):
+        return ""
+    done = Progress.read(files.path)
+    return (
+        f": {done.rows} rows of {done.documents} documents are committed in {done.shards} shards; go on with "
+        "`logitstore build --resume`"
+    )
 
 
 def _concatenate(runs: list[Rows]) -> Rows:

@@ -47,10 +47,11 @@ def test_a_pickled_store_reads_the_same(path: Path) -> None:
 
 
 def test_threads_share_a_store_whose_files_come_and_go(path: Path) -> None:
+    from logitstore.container.files import LocalFiles
     from logitstore.reader.store import Store
 
     expected = [_checksum(logitstore.open(path), number) for number in range(40)]
-    store = Store(path, verify="lazy", order="logit", open_files=2)
+    store = Store(LocalFiles(path), verify="lazy", order="logit", open_files=2)
     with ThreadPoolExecutor(8) as pool:
         for _ in range(3):
             assert list(pool.map(lambda number: _checksum(store, number), range(40))) == expected
@@ -64,7 +65,7 @@ def test_forked_workers(path: Path) -> None:
     _STORE = logitstore.open(path)
     expected = [_checksum(_STORE, number) for number in range(40)]
     # A fork while another thread holds the lock must not leave the child waiting for it.
-    with _STORE._shards._lock, multiprocessing.get_context("fork").Pool(2) as pool:
+    with _STORE._rows._shards._open._lock, multiprocessing.get_context("fork").Pool(2) as pool:
         assert pool.map_async(_from_global, range(40)).get(timeout=60) == expected
 
 
