@@ -131,7 +131,7 @@ def main(store: Path, reads: int, rounds: int, json_path: Path | None) -> None:
     random = np.random.default_rng(0)
     rows = random.integers(0, opened.manifest.rows, reads)
     documents = random.integers(0, len(opened), reads)
-    offsets = opened.read_field("doc_offsets", 0, len(opened) + 1)
+    offsets = opened.offsets(0, len(opened))
     with tempfile.TemporaryDirectory() as folder:
         contenders = readers(opened, Path(folder))
         tables = {

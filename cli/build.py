@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .sizes import SIZE
+
 if TYPE_CHECKING:
     from logitstore.build import BuildConfig, BuildSummary
 
@@ -126,7 +128,26 @@ __all__ = ["command"]
     show_default=True,
     help="Rows whose logits exist at the same time.",
 )
-@click.option("--rows-per-shard", type=click.IntRange(1), help="A power of two. Default: shards of about 64 MiB.")
+@click.option(
+    "--container",
+    type=click.Choice(["zarr", "webdataset"]),
+    default="zarr",
+    show_default=True,
+    help="Zarr arrays for random access, or tars of whole documents for WebDataset.",
+)
+@click.option(
+    "--shard-size",
+    "shard_bytes",
+    type=SIZE,
+    default="256MB",
+    show_default=True,
+    help="With webdataset: fill tars up to this size.",
+)
+@click.option(
+    "--rows-per-shard",
+    type=click.IntRange(1),
+    help="With zarr: rows of a shard, a power of two. Default: shards of about 64 MiB.",
+)
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Threads that encode.")
 @click.option("--resume", is_flag=True, help="Go on with an unfinished store.")
 @click.option("--overwrite", is_flag=True, help="Replace a store at --out.")
@@ -137,6 +158,7 @@ def command(out: Path, *, workers: int, resume: bool, overwrite: bool, as_json: 
     \b
     logitstore build --teacher DIR --data corpus.jsonl --top-k 64 --out teacher.zarr
     logitstore build --teacher ID --data 'chats/*.jsonl' --top-fraction 0.05 --rows masked --out teacher.zarr
+    logitstore build --teacher DIR --data corpus.jsonl --top-k 64 --container webdataset --out teacher.wds
 
     Ctrl-C, or a crash, loses at most the shard in flight: run the same command with --resume.
     """
@@ -185,12 +207,15 @@ def _config(options: dict[str, Any]) -> BuildConfig:
     kept = {name: options[name] for name in ("top_k", "top_fraction", "top_p", "max_k")}
     if options["sample"] is None and not any(value is not None for value in kept.values()):
         raise click.UsageError("say what to keep: --top-k, --top-fraction, --top-p with --max-k, or --sample")
+    build_names = (
+        "values", "rows", "tokens_per_batch", "rows_per_chunk", "rows_per_shard", "container", "shard_bytes",
+    )  # fmt: skip
     return BuildConfig(
         teacher,
         corpus,
         Selection(**kept, samples=options["sample"], seed=options["seed"]),
         temperatures=options["temperature"],
-        **{name: options[name] for name in ("values", "rows", "tokens_per_batch", "rows_per_chunk", "rows_per_shard")},
+        **{name: options[name] for name in build_names},
     )
 
 

@@ -90,6 +90,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
         vocabulary += f" (the teacher's output is padded to {summary['padded_vocab_size']:,})"
     pairs = [
         ("format", f"{summary['format_version']}, codec {summary['codec']['name']} {summary['codec']['version']}"),
+        ("container", summary["container"]),
         ("complete", "yes" if summary["complete"] else "NO: the build is not finished; go on with --resume"),
         ("documents", f"{summary['documents']:,}"),
         ("rows", f"{summary['rows']:,} in {summary['shards']:,} shards"),

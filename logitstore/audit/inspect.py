@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from logitstore import layout
 from logitstore.container.manifest import Manifest
 from logitstore.container.progress import Progress
+from logitstore.container.shard_table import ShardRecord
 
 if TYPE_CHECKING:
     import os
@@ -20,10 +22,10 @@ def summarise(path: str | os.PathLike[str]) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``format_version``, ``documents``, ``rows``, ``vocab_size``, ``padded_vocab_size``, ``k_max``, ``entries``,
-        ``values``, ``bytes_total`` (all files of the directory), ``bytes_per_row`` and ``bits_per_entry`` (of that
-        total; None for a store without rows), ``bytes_by_field`` (shard files of each array, and ``metadata`` for all
-        other files), ``selection``, ``codec``, ``teacher``, ``tokenizer``, ``corpus``, ``versions``,
+        ``container``, ``format_version``, ``documents``, ``rows``, ``vocab_size``, ``padded_vocab_size``, ``k_max``,
+        ``entries``, ``values``, ``bytes_total`` (all files of the directory), ``bytes_per_row`` and ``bits_per_entry``
+        (of that total; None for a store without rows), ``bytes_by_field`` (shard files of each array, or its chunks in
+        tars, and ``metadata`` for all else), ``selection``, ``codec``, ``teacher``, ``tokenizer``, ``corpus``, ``versions``,
         ``rows_per_shard``, ``complete``; for an unfinished store ``progress`` says what is committed, and the totals
         are those of the committed rows.
 
@@ -40,6 +42,7 @@ def summarise(path: str | os.PathLike[str]) -> dict[str, Any]:
     total = sum(by_field.values())
     summary: dict[str, Any] = {
         "path": str(path),
+        "container": manifest.container,
         "format_version": manifest.format_version,
         "complete": manifest.complete,
         "documents": totals.documents,
@@ -70,15 +73,17 @@ def summarise(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _bytes_by_field(path: Path, manifest: Manifest) -> dict[str, int]:
-    """Sizes on disk: of shard files by array, and of everything else as ``metadata``."""
+    """Sizes on disk: by array, and of everything else as ``metadata``."""
     sizes: dict[str, int] = dict.fromkeys((field.name for field in manifest.row_fields), 0)
-    other = 0
-    for file in path.rglob("*"):
-        if not file.is_file():
-            continue
-        name = file.relative_to(path).parts[0]
-        if file.parent != path and file.name.startswith("c."):
+    total = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    if manifest.container == "webdataset":
+        # Arrays share the tars: the table of committed shards says how much is whose.
+        with (path / layout.SHARD_TABLE_FILE).open("rb") as table:
+            for line in table:
+                for name, size in ShardRecord.from_line(line).fields.items():
+                    sizes[name] = sizes.get(name, 0) + size
+    else:
+        for file in path.glob("*/c.*"):
+            name = file.parent.name
             sizes[name] = sizes.get(name, 0) + file.stat().st_size
-        else:
-            other += file.stat().st_size
-    return {**sizes, "metadata": other}
+    return {**sizes, "metadata": total - sum(sizes.values())}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from logitstore import layout
-from logitstore.container.invariants import Violation
+from logitstore.container.invariants import Violation, check_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     _Rule = Callable[[str, NDArray[np.bool_], str], None]
 
-__all__ = ["RowExpectations", "check_in_context"]
+__all__ = ["RowExpectations", "check_batch", "check_in_context"]
 
 _HALF_ULP = 2.0**-11
 """Largest relative rounding error of a float16."""
@@ -70,6 +70,21 @@ class RowExpectations:
             samples=samples if isinstance(samples, int) else None,
             temperatures=manifest.temperatures,
         )
+
+
+def check_batch(
+    batch: RowBatch,
+    *,
+    vocab_size: int,
+    expect: RowExpectations,
+    last: NDArray[np.bool_] | None,
+    next_token: int | None,
+) -> list[Violation]:
+    """Return the first violation of every rule there is; of those of single rows alone where ``last`` is None."""
+    found = check_rows(batch, vocab_size=vocab_size, values=expect.values, holds_maximum=expect.holds_maximum)
+    if last is not None:
+        found += check_in_context(batch, last=last, next_token=next_token, expect=expect)
+    return found
 
 
 def check_in_context(

@@ -12,6 +12,7 @@ from logitstore.audit.report import Findings, Report, problem_of
 from logitstore.audit.verify_documents import check_documents
 from logitstore.audit.verify_files import check_files
 from logitstore.audit.verify_shards import FileResult, ShardChecker
+from logitstore.audit.verify_tars import verify_tars
 from logitstore.container.fields import DOCUMENT_FIELDS
 from logitstore.container.files import LocalFiles
 from logitstore.container.manifest import Manifest
@@ -38,9 +39,10 @@ def verify(
     """Check a store.
 
     Checked are: the manifest; the digests of ``documents.jsonl`` and ``shards.jsonl``; each array's Zarr metadata;
-    size, sha256, identity and index of every shard; frame and checksums of every chunk; every row's invariants
-    (``spec/FORMAT.md``, "Rows"); documents, their keys and offsets; and that the label's log-probability is the value
-    stored for the next token, which rows that are off by one would not survive.
+    size, sha256, identity and index of every shard; frame and checksums of every chunk (of a store in tars: its index,
+    every member, and that there are no others); every row's invariants (``spec/FORMAT.md``, "Rows"); documents, their
+    keys and offsets; and that the label's log-probability is the value stored for the next token, which rows that are
+    off by one would not survive.
 
     Parameters
     ----------
@@ -72,6 +74,8 @@ def verify(
     if not manifest.complete:
         _report_unfinished(path, found)
         return found.report(0)
+    if manifest.container == "webdataset":
+        return found.report(verify_tars(path, manifest, found, progress, workers))
     check_files(path, manifest, found)
     shards = ShardCache(LocalFiles(path), manifest, verify="lazy", capacity=4 * len(manifest.row_fields))
     try:

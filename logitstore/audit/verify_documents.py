@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from logitstore.container.manifest import Manifest
     from logitstore.reader.shard_cache import ShardCache
 
-__all__ = ["check_documents"]
+__all__ = ["check_documents", "walk_documents"]
 
 
 def check_documents(path: Path, manifest: Manifest, shards: ShardCache, found: Findings) -> NDArray[np.int64] | None:
@@ -34,7 +34,7 @@ def check_documents(path: Path, manifest: Manifest, shards: ShardCache, found: F
         ``(D + 1,)`` int64, the row behind each document with a 0 in front, from the lines or else from the arrays;
         None where neither can be trusted.
     """
-    walked = _walk(path, manifest, found)
+    walked = walk_documents(path, manifest, found)
     stored = {field.name: _read_all(manifest, shards, field) for field in DOCUMENT_FIELDS}
     if walked is not None:
         for (name, array_found), lines in zip(stored.items(), walked, strict=True):
@@ -56,7 +56,9 @@ def check_documents(path: Path, manifest: Manifest, shards: ShardCache, found: F
     return offsets
 
 
-def _walk(path: Path, manifest: Manifest, found: Findings) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+def walk_documents(
+    path: Path, manifest: Manifest, found: Findings
+) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
     """Read every line; rows and bytes behind each document, or None if a line is broken."""
     rows, lines = array("q", [0]), array("q", [0])
     keys: set[bytes] = set()

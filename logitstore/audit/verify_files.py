@@ -17,16 +17,17 @@ if TYPE_CHECKING:
     from logitstore.audit.report import Findings
     from logitstore.container.manifest import FileRecord, Manifest
 
-__all__ = ["check_files"]
+__all__ = ["KNOWN_FILES", "check_digest", "check_files", "note_strangers"]
 
-_KNOWN = {layout.MANIFEST_FILE, layout.SHARD_TABLE_FILE, layout.BUILD_RECORD_FILE, DOCUMENTS_FILE, "zarr.json"}
+KNOWN_FILES = {layout.MANIFEST_FILE, layout.SHARD_TABLE_FILE, layout.BUILD_RECORD_FILE, DOCUMENTS_FILE}
+"""Files of a store in either container."""
 _LISTED = 20
 
 
 def check_files(path: Path, manifest: Manifest, found: Findings) -> None:
     """Check everything but the shards themselves."""
-    _check_digest(path, DOCUMENTS_FILE, manifest.documents_file, found)
-    _check_digest(path, layout.SHARD_TABLE_FILE, manifest.shard_table, found)
+    check_digest(path, DOCUMENTS_FILE, manifest.documents_file, found)
+    check_digest(path, layout.SHARD_TABLE_FILE, manifest.shard_table, found)
     _check_group(path, manifest, found)
     for field in (*manifest.row_fields, *DOCUMENT_FIELDS):
         name = f"{field.name}/zarr.json"
@@ -38,9 +39,10 @@ def check_files(path: Path, manifest: Manifest, found: Findings) -> None:
     _note_strangers(path, manifest, found)
 
 
-def _check_digest(path: Path, name: str, record: FileRecord | None, found: Findings) -> None:
+def check_digest(path: Path, name: str, record: FileRecord | None, found: Findings) -> None:
+    """Compare a file with its size and sha256 in the manifest."""
     assert record is not None  # the manifest says complete, which includes this
-    rule = name.removesuffix(".jsonl")
+    rule = name.rsplit(".", maxsplit=1)[0] if name.endswith(".jsonl") else "index"
     try:
         with (path / name).open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -87,7 +89,8 @@ def _note_strangers(path: Path, manifest: Manifest, found: Findings) -> None:
     """Note files that nothing speaks of. They harm nobody, but they are not covered by any checksum."""
     shards = {field.name: manifest.row_shards for field in manifest.row_fields}
     shards |= {field.name: manifest.document_shards for field in DOCUMENT_FIELDS}
-    strangers = [entry.name for entry in path.iterdir() if entry.name not in _KNOWN and entry.name not in shards]
+    known = {*KNOWN_FILES, *shards, "zarr.json"}
+    strangers = [entry.name for entry in path.iterdir() if entry.name not in known]
     for field in (*manifest.row_fields, *DOCUMENT_FIELDS):
         directory = path / field.name
         suffix = r"" if field.columns is None else r"\.0"
@@ -96,6 +99,11 @@ def _note_strangers(path: Path, manifest: Manifest, found: Findings) -> None:
             match = pattern.fullmatch(entry.name)
             if entry.name != "zarr.json" and (match is None or int(match[1]) >= shards[field.name]):
                 strangers.append(f"{field.name}/{entry.name}")
+    note_strangers(strangers, found)
+
+
+def note_strangers(strangers: list[str], found: Findings) -> None:
+    """Note some files that are not part of the store, and how many more there are."""
     found.notes += [f"{name} is not part of the store" for name in sorted(strangers)[:_LISTED]]
     if len(strangers) > _LISTED:
         found.notes.append(f"{len(strangers) - _LISTED} more files are not part of the store")

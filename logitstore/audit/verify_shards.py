@@ -11,10 +11,9 @@ import numpy as np
 
 from logitstore import layout
 from logitstore.audit.report import Problem, problem_of
-from logitstore.audit.row_rules import RowExpectations, check_in_context
+from logitstore.audit.row_rules import RowExpectations, check_batch
 from logitstore.codec.header import read_header
 from logitstore.container.files import LocalFiles
-from logitstore.container.invariants import check_rows
 from logitstore.container.shard_table import ShardTable, file_record
 from logitstore.errors import CorruptDataError, LogitStoreError
 from logitstore.records import RowBatch
@@ -174,16 +173,15 @@ class ShardChecker:
 
     def _check_batch(self, arrays: dict[str, Any], start: int, stop: int, shard: int) -> list[Problem]:
         arrays["values"] = arrays.pop(self._values_name)
-        batch = RowBatch(**arrays)
-        found = check_rows(
-            batch, vocab_size=self._manifest.vocab_size, values=self._expect.values,
-            holds_maximum=self._expect.holds_maximum,
-        )  # fmt: skip
+        last = None
         if self._ends is not None:
             last = np.zeros(stop - start, bool)
             low, high = np.searchsorted(self._ends, [start, stop], side="right")
             last[self._ends[low:high] - 1 - start] = True
-            found += check_in_context(batch, last=last, next_token=self._token(stop), expect=self._expect)
+        found = check_batch(
+            RowBatch(**arrays), vocab_size=self._manifest.vocab_size, expect=self._expect, last=last,
+            next_token=None if last is None else self._token(stop),
+        )  # fmt: skip
         return [
             Problem(
                 self._file_of(violation.rule, shard), shard, start + violation.row, violation.rule, violation.message

@@ -77,7 +77,7 @@ class ShardRecord:
         numbers += [number for number in span if number is not None]
         if not all(type(number) is int and number >= 0 for number in numbers):
             raise CorruptDataError(f"a line of the shard table has {numbers}, whole numbers are expected")
-        return cls(content["shard"], content["first_row"], content["rows"], files, *span, fields)
+        return cls(content["shard"], content["first_row"], content["rows"], files, span[0], span[1], fields)
 
 
 _WIDEST = 10**18

@@ -62,10 +62,13 @@ class ShardSink(Protocol):
     """Writes shards of one container."""
 
     record_bytes: int
-    bytes_written: int
-    """By this run: chunks, without what is around them."""
     open_entries: int
     """Entries taken that are not in a committed shard."""
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of chunks written by this run."""
+        ...
 
     def start(self, progress: Progress) -> None:
         """Clear away what a crash left behind the last commit, and go on from there."""

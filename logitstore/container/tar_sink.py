@@ -73,7 +73,7 @@ class TarSink:
         # Shards end with documents: what is committed of a document is all of it.
         if entry.skip < len(entry.rows):
             self._pending.append((entry, self._pool.submit(self._encode, entry)))
-        while len(self._pending) > self._backlog:
+        while self._pending and (len(self._pending) > self._backlog or self._pending[0][1].done()):
             yield from self._write_oldest()
 
     def flush(self) -> Iterator[Callable[[], Commit]]:

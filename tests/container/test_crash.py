@@ -31,9 +31,11 @@ class Crash(Exception):
     pass
 
 
-@pytest.fixture
-def case(stores: Any) -> tuple[Manifest, Any]:
-    manifest = stores.manifest(rows_per_shard=16, temperatures=(2.0,))
+@pytest.fixture(params=["zarr", "webdataset"])
+def case(stores: Any, request: pytest.FixtureRequest) -> tuple[Manifest, Any]:
+    # Tars of 5,000 bytes hold one to three of these documents.
+    shard_bytes = 5000 if request.param == "webdataset" else 0
+    manifest = stores.manifest(rows_per_shard=16, temperatures=(2.0,), container=request.param, shard_bytes=shard_bytes)
     return manifest, stores.documents(LENGTHS, manifest)
 
 
@@ -65,7 +67,9 @@ def test_closed_without_finish(stores: Any, case: Any, tmp_path: Path) -> None:
         assert_unfinished(path)
         assert not list(path.rglob("*.partial"))
         done = Progress.read(path)
-        assert done.rows == done.shards * 16 <= sum(LENGTHS[:count])
+        assert done.rows <= sum(LENGTHS[:count])
+        assert (done.shards > 0) == (done.rows > 0)
+        assert manifest.container != "zarr" or done.rows == done.shards * 16
         finish(path, case, skip_committed=bool(count % 2))
         assert stores.digests(path) == whole
 
@@ -91,10 +95,14 @@ def test_resume_from_a_cursor_in_the_middle(stores: Any, case: Any, tmp_path: Pa
         for number, (document, rows) in enumerate(documents[:5]):
             writer.append(document, rows, cursor={"document": number, "row": sum(LENGTHS[:number])})
     cursor = Progress.read(path).cursor
-    assert cursor == {"document": 4, "row": 28}
+    if manifest.container == "zarr":
+        assert cursor == {"document": 4, "row": 28}
+    else:  # how far depends on how fast the documents were encoded
+        cursor = cursor or {"document": 0, "row": 0}
+        assert cursor["row"] == sum(LENGTHS[: cursor["document"]])
     with StoreWriter(path, manifest) as writer:
         writer.rewind(**cursor)
-        for document, rows in documents[4:]:
+        for document, rows in documents[cursor["document"] :]:
             writer.append(document, rows)
         writer.finish()
     assert stores.digests(path) == whole
@@ -129,7 +137,7 @@ def test_crash_at_every_step_of_every_commit(
     with monkeypatch.context() as patch:
         calls = crash_at(patch, 0, before=before)
         whole = stores.digests(stores.write(tmp_path / "whole", documents, manifest))
-    assert calls[0] > 100
+    assert calls[0] > (100 if manifest.container == "zarr" else 30)
     finished = 0
     for number in range(1, calls[0] + 1, 2):
         path = tmp_path / str(number)
@@ -163,11 +171,16 @@ def test_leftovers_of_a_crash_are_cut_off(stores: Any, case: Any, tmp_path: Path
     with StoreWriter(path, manifest) as writer:
         for document, rows in documents[:-1]:
             writer.append(document, rows)
-    for name in ("documents.jsonl", "shards.jsonl"):
+    tables = {"zarr": ["documents.jsonl", "shards.jsonl"]}.get(manifest.container, [
+        "documents.jsonl", "shards.jsonl", "documents.idx",
+    ])  # fmt: skip
+    for name in tables:
         with (path / name).open("ab") as file:
             file.write(b'{"torn": ')
-    (path / "ids" / ".c.3.0.partial").write_bytes(b"torn")
-    (path / "ids" / "c.3.0").write_bytes(b"renamed, but not committed")
+    done = Progress.read(path).shards
+    leftover = path / ("ids/c.{}.0" if manifest.container == "zarr" else "shard-{:06d}.tar").format(done)
+    leftover.with_name(f".{leftover.name}.partial").write_bytes(b"torn")
+    leftover.write_bytes(b"renamed, but not committed")
     finish(path, case)
     assert stores.digests(path) == whole
 
