@@ -137,7 +137,8 @@ class Store:
         found = FileRecord(file.size, file.sha256())
         file.close()
         if found != record:
-            raise CorruptDataError(f"the file has {found}, the manifest gives {record}", path=path)
+            kind = TruncatedDataError if record is not None and found.bytes < record.bytes else CorruptDataError
+            raise kind(f"the file has {found}, the manifest gives {record}", path=path)
 
     @property
     def vocab_size(self) -> int:

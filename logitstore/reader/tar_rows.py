@@ -69,7 +69,10 @@ class TarRows:
             first = self.record(start).first_row if start < self._manifest.documents else self._manifest.rows
             return np.array([first], np.int64)
         size = layout.INDEX_RECORD_BYTES
-        first_rows = IndexRecord.first_rows(self._tables.read(layout.INDEX_FILE, start * size, stop * size))
+        try:
+            first_rows = IndexRecord.first_rows(self._tables.read(layout.INDEX_FILE, start * size, stop * size))
+        except CorruptDataError as error:
+            raise error.at(path=self._files.place(layout.INDEX_FILE)) from None
         last = self.record(stop - 1)
         self._remember(first_rows.tolist(), start)
         return np.append(first_rows, last.first_row + last.rows)
@@ -162,6 +165,9 @@ class TarRows:
         record = self._table.record(shard)
         if record.shard != shard:
             raise CorruptDataError(f"record {shard} of the shard table speaks of shard {record.shard}", path=path)
+        if record.first_document is None or record.documents is None:
+            message = f"record {shard} of the shard table says which documents the tar holds"
+            raise CorruptDataError(message, path=self._table.path)
         expected = file_record(record, "tar", self._table.path)
         try:
             file = self._files.open(name)
