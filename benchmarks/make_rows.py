@@ -19,7 +19,7 @@ from logitstore.corpus import CorpusConfig
 from logitstore.select import Selection
 from logitstore.teacher import TeacherConfig
 
-SELECTIONS = {"k128": Selection(top_k=128), "fraction5": Selection(top_fraction=0.05)}
+SELECTIONS = {"k64": Selection(top_k=64), "k128": Selection(top_k=128), "fraction5": Selection(top_fraction=0.05)}
 VARIANTS = (("logprob", "float32"), ("logit", "float32"), ("logit", "bfloat16"))
 """What is kept of an entry, and the type the teacher is run in."""
 
@@ -54,21 +54,38 @@ def is_complete(path: Path) -> bool:
 @click.option("--text", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--tokens", default=65536, show_default=True, help="Rows of every store.")
 @click.option("--seq-len", default=512, show_default=True, help="Tokens of a document.")
+@click.option(
+    "--selection",
+    "selections",
+    multiple=True,
+    type=click.Choice(list(SELECTIONS)),
+    default=("k128", "fraction5"),
+    show_default=True,
+)
+@click.option(
+    "--values",
+    type=click.Choice(["logprob", "all"]),
+    default="all",
+    show_default=True,
+    help="Only log-probabilities of a float32 teacher, or raw logits as well.",
+)
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder of the stores.")
-def main(teacher: str, text: Path, tokens: int, seq_len: int, out: Path) -> None:
+def main(
+    teacher: str, text: Path, tokens: int, seq_len: int, selections: tuple[str, ...], values: str, out: Path
+) -> None:
     out.mkdir(parents=True, exist_ok=True)
     corpus = first_tokens(teacher, text, tokens, out)
-    for name, selection in SELECTIONS.items():
-        for values, dtype in VARIANTS:
-            path = out / store_name(name, values, dtype)
+    for name in selections:
+        for kind, dtype in VARIANTS[:1] if values == "logprob" else VARIANTS:
+            path = out / store_name(name, kind, dtype)
             if is_complete(path):
                 print(f"{path.name}: there already")
                 continue
             config = BuildConfig(
                 TeacherConfig(teacher, dtype=dtype),
                 CorpusConfig(data=(str(corpus),), key_field="id", seq_len=seq_len),
-                selection,
-                values=values,
+                SELECTIONS[name],
+                values=kind,
             )
             summary = build(config, path, resume=True)
             print(f"{path.name}: {summary.manifest.rows} rows in {summary.seconds:.0f} s")

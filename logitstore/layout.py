@@ -62,6 +62,7 @@ ARRAY_ENTRY: Final = "<16sII"
 ARRAY_ENTRY_BYTES: Final = 24
 CHUNK_ALIGNMENT: Final = 8
 MAX_DOCUMENT_TABLE_BYTES: Final = 1 << 26
+MAX_DOCUMENT_TEMPERATURES: Final = (1 << 16) - 1
 INDEX_RECORD: Final = "<IIQQQQIIIIII"
 """shard, rows, first row, first byte of the .lgt in the tar, its bytes, first byte of the line in documents.jsonl,
 bytes of the line, bytes of the .json, crc32c of the .lgt, crc32c of the .json, zero, crc32c of the record."""

@@ -31,9 +31,12 @@ if TYPE_CHECKING:
 __all__ = ["Handler", "decode_lgt", "handler", "urls", "whole_shards"]
 
 Order = Literal["logit", "stored"]
+DEFAULT_MAX_BYTES = 16 << 30
 
 
-def decode_lgt(data: Buffer, *, order: Order = "logit", verify: bool = True) -> Document:
+def decode_lgt(
+    data: Buffer, *, order: Order = "logit", verify: bool = True, max_bytes: int = DEFAULT_MAX_BYTES
+) -> Document:
     """Decode the content of a ``.lgt`` member.
 
     Parameters
@@ -44,6 +47,8 @@ def decode_lgt(data: Buffer, *, order: Order = "logit", verify: bool = True) -> 
         As for `logitstore.open`: entries by falling logit, or by ascending id as they are stored, which is faster.
     verify
         Whether to check checksums.
+    max_bytes
+        Bytes that the decoded rows may take: a few bytes from a stranger can stand for a billion rows.
 
     Returns
     -------
@@ -53,11 +58,13 @@ def decode_lgt(data: Buffer, *, order: Order = "logit", verify: bool = True) -> 
     Raises
     ------
     CorruptDataError, TruncatedDataError, UnsupportedVersionError
-        The bytes are not a sound document file.
+        The bytes are not a sound document file, or stand for more than ``max_bytes``.
     """
     view = memoryview(data).cast("B").toreadonly()
     file = DocumentFile(lambda start, stop: view[start:stop], len(view))
     header = file.header
+    if header.rows * file.row_bytes > max_bytes:
+        raise CorruptDataError(f"{header.rows} rows of {file.row_bytes} bytes are more than max_bytes, {max_bytes}")
     arrays: dict[str, Any] = file.empty(header.rows)
     file.decode(0, header.rows, arrays, verify=verify)
     stores = "logprob" if "logprobs" in arrays else "logit"
@@ -72,7 +79,7 @@ class Handler:
 
     Attributes
     ----------
-    order, verify
+    order, verify, max_bytes
         As for `decode_lgt`.
 
     Examples
@@ -83,10 +90,13 @@ class Handler:
 
     order: Order = "logit"
     verify: bool = True
+    max_bytes: int = DEFAULT_MAX_BYTES
 
     def __call__(self, key: str, data: bytes) -> Document | None:
         """Decode a member; ``key`` is its extension with a leading dot."""
-        return decode_lgt(data, order=self.order, verify=self.verify) if key.endswith(".lgt") else None
+        if not key.endswith(".lgt"):
+            return None
+        return decode_lgt(data, order=self.order, verify=self.verify, max_bytes=self.max_bytes)
 
 
 handler = Handler()

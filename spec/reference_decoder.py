@@ -1,11 +1,13 @@
 """Read a logitstore with nothing but Python's standard library, in the order of FORMAT.md.
 
 Slow and plain on purpose: a second opinion on what the bytes mean. It checks every rule of FORMAT.md section 12; the
-rule that was broken is in the error. Chunks are read by ``reference_chunk.py`` beside this file.
+rule that was broken is in the error. Beside this file lie ``reference_chunk.py`` (section 9), ``reference_manifest.py``
+(sections 2 to 5), ``reference_document.py`` (section 16) and ``reference_tars.py`` (sections 17 and 18).
 
-    python spec/reference_decoder.py STORE [--rows a:b]
+    python spec/reference_decoder.py STORE [--rows a:b | --sequential]
 
-prints a store's documents and rows as JSON, one object per line.
+prints a store's documents and rows as JSON, one object per line. With ``--sequential`` tar shards are read from
+beginning to end, without the index.
 """
 
 from __future__ import annotations
@@ -20,53 +22,26 @@ from pathlib import Path
 from typing import Any
 
 from reference_chunk import FormatError, ceil_div, crc32c, decode_chunk, number_of, require
+from reference_document import DocumentFile
+from reference_manifest import (
+    DOCUMENT_SHARD,
+    check_line,
+    check_manifest,
+    is_file_record,
+    parse_object,
+    read_file,
+    read_manifest,
+)
+from reference_tars import TarStore
 
-__all__ = ["FormatError", "Store", "crc32c", "decode_chunk", "number_of"]
+__all__ = [
+    "DocumentFile", "FormatError", "Store", "TarStore", "check_manifest", "crc32c", "decode_chunk", "number_of",
+    "open_store",
+]  # fmt: skip
 
-# --- sections 3 to 7: a store --------------------------------------------------------------------------------------
+# --- sections 6 to 8: a Zarr store ---------------------------------------------------------------------------------
 
-MANIFEST_KEYS: dict[str, tuple[type, ...]] = {
-    "store_id": (str,), "complete": (bool,), "vocab_size": (int,), "padded_vocab_size": (int,), "slots": (int,),
-    "values": (str,), "rows_per_shard": (int,), "selection": (dict,), "temperatures": (list,), "has_counts": (bool,),
-    "rows": (int,), "documents": (int,), "entries": (int,), "record_bytes": (int,), "bytes_by_field": (dict,),
-    "documents_file": (dict, type(None)), "shard_table": (dict, type(None)), "teacher": (dict,), "tokenizer": (dict,),
-    "corpus": (dict,), "build": (dict,), "versions": (dict,),
-}  # fmt: skip
-DOCUMENT_SHARD = 1 << 16
 LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
-
-
-def is_hex(value: Any, digits: int) -> bool:
-    """Whether a JSON value is a string of so many hexadecimal digits."""
-    return isinstance(value, str) and len(value) == digits and set(value) <= set("0123456789abcdef")
-
-
-def is_whole(value: Any) -> bool:
-    """Whether a JSON value is a whole number."""
-    return type(value) is int and 0 <= value < 1 << 63
-
-
-def is_file_record(value: Any) -> bool:
-    """Whether a JSON value gives size and sha256 of a file."""
-    return isinstance(value, dict) and is_whole(value.get("bytes")) and is_hex(value.get("sha256"), 64)
-
-
-def parse_object(data: bytes, rule: str, what: str) -> dict[str, Any]:
-    """Parse a JSON object, or say that ``rule`` is broken."""
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(rule, "corrupt", f"{what} is not JSON: {error}") from None
-    require(isinstance(value, dict), rule, f"{what} is not an object")
-    return dict(value)
-
-
-def read_file(path: Path, rule: str) -> bytes:
-    """Return a file's bytes, or say that ``rule`` is broken."""
-    try:
-        return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise FormatError(rule, "truncated", f"there is no {path.name} in {path.parent}") from None
 
 
 @dataclass(frozen=True)
@@ -111,15 +86,13 @@ class Array:
 
 
 class Store:
-    """A complete store, checked as it is read."""
+    """A complete Zarr store, checked as it is read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        manifest = path / "manifest.json"
-        require(not manifest.is_file() or manifest.stat().st_size <= 16 << 20, "S2", "the manifest is above 16 MiB")
-        self.manifest = m = parse_object(read_file(manifest, "S1"), "S2", "the manifest")
-        check_manifest(m)
+        self.manifest = m = read_manifest(path)
         self.arrays = {array.name: array for array in arrays_of(m)}
+        self.row_arrays = [name for name, array in self.arrays.items() if array.coding != "raw"]
         for array in self.arrays.values():
             data = read_file(path / array.name / "zarr.json", "S8")
             found = parse_object(data, "S9", f"{array.name}/zarr.json")
@@ -219,55 +192,9 @@ class Store:
         lines = read_file(self.path / "documents.jsonl", "S22")
         first, last = self.read("doc_lines", number, number + 2)
         require(0 <= first < last <= len(lines), "S24", f"the line of document {number} is bytes {first}:{last}")
-        about = parse_object(lines[first:last], "S23", f"the line of document {number}")
-        require(isinstance(about.get("key"), str), "S23", f"document {number} has no key")
-        require(is_whole(about.get("rows")) and about["rows"] > 0, "S23", f"document {number} has no rows")
-        parent = about.get("parent", {"key": "", "first_token": 0})
-        sound = isinstance(parent, dict) and isinstance(parent.get("key"), str) and is_whole(parent.get("first_token"))
-        require(sound and isinstance(about.get("metadata", {}), dict), "S23", f"document {number}: parent or metadata")
         low, high = self.read("doc_offsets", number, number + 2)
         require(0 <= low < high <= self.manifest["rows"], "S24", f"document {number} has rows {low}:{high}")
-        require(about["rows"] == high - low, "S24", f"document {number} has {high - low} rows, its line says otherwise")
-        return {**about, "first_row": low}
-
-
-def check_manifest(m: dict[str, Any]) -> None:
-    """Section 4: rules S3 to S7."""
-    version = m.get("format_version")
-    parts = version.split(".") if isinstance(version, str) else []
-    sound = len(parts) == 2 and all(p.isascii() and p.isdecimal() and len(p) <= 9 for p in parts)
-    require(m.get("format") == "logitstore" and sound, "S3", f"{m.get('format')!r}, version {version!r}")
-    require(int(parts[0]) <= 1, "S4", f"format version {version}", "unsupported")
-    codec = m.get("codec")
-    require(isinstance(codec, dict), "S6", "codec is an object")
-    known = isinstance(codec, dict) and (codec.get("name"), codec.get("version")) == ("logitstore.exact", 1)
-    require(known, "S5", f"codec {codec}", "unsupported")
-    for key, types in MANIFEST_KEYS.items():
-        require(key in m and type(m[key]) in types, "S6", f"{key} is {m.get(key)!r}")
-        require(types != (int,) or is_whole(m[key]), "S6", f"{key} is {m[key]!r}")
-        require(types[0] is not dict or len(types) == 1 or m[key] is None or is_file_record(m[key]), "S6", key)
-    limits = {
-        "store_id": is_hex(m["store_id"], 32),
-        "vocab_size": 1 <= m["vocab_size"] <= 1 << 31,
-        "padded_vocab_size": m["padded_vocab_size"] >= m["vocab_size"],
-        "slots": 1 <= m["slots"] <= min(m["vocab_size"], (1 << 31) - 1),
-        "values": m["values"] in ("logprob", "logit"),
-        "rows_per_shard": 1 <= m["rows_per_shard"] <= 1 << 30 and m["rows_per_shard"].bit_count() == 1,
-        "temperatures": all(type(t) in (int, float) and 0 < t <= sys.float_info.max for t in m["temperatures"]),
-        "documents": m["documents"] <= m["rows"],
-        "entries": m["entries"] <= m["rows"] * m["slots"],
-        "record_bytes": m["record_bytes"] <= 1 << 16,
-        "bytes_by_field": all(is_whole(size) for size in m["bytes_by_field"].values()),
-        "versions": all(isinstance(version, str) for version in m["versions"].values()),
-    }
-    for key, within in limits.items():
-        require(within, "S6", f"{key} is {m[key]!r}")
-    if m["complete"]:
-        for key in ("documents_file", "shard_table"):
-            require(m[key] is not None, "S6", f"a complete store has a {key}")
-        lines = ceil_div(m["rows"], m["rows_per_shard"]) + ceil_div(m["documents"] + 1, DOCUMENT_SHARD)
-        require(m["shard_table"]["bytes"] == lines * m["record_bytes"], "S6", f"shards.jsonl has {lines} lines")
-    require(m["complete"], "S7", "the build was not finished", "truncated")
+        return {**check_line(lines[first:last], number, high - low), "first_row": low}
 
 
 def arrays_of(m: dict[str, Any]) -> list[Array]:
@@ -293,6 +220,17 @@ def arrays_of(m: dict[str, Any]) -> list[Array]:
     return arrays
 
 
+def open_store(path: Path) -> Store | TarStore:
+    """Open a store of either container."""
+    return TarStore(path) if read_manifest(path).get("container") == "webdataset" else Store(path)
+
+
+def print_rows(first: int, columns: dict[str, list[Any]]) -> None:
+    """Print rows of all arrays, numbered from ``first`` on."""
+    for row, numbers in enumerate(zip(*columns.values(), strict=True), first):
+        print(json.dumps({"row": row, **dict(zip(columns, map(plain_json, numbers), strict=True))}))
+
+
 def plain_json(value: Any) -> Any:
     """NaN and infinities as strings: JSON has none."""
     if isinstance(value, list):
@@ -304,11 +242,18 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; 0 if the store is sound, 1 if it is not."""
     parser = argparse.ArgumentParser(description="Print a logitstore as JSON, one object per line.")
     parser.add_argument("store", type=Path)
-    parser.add_argument("--rows", metavar="a:b", help="only these rows, and no documents")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--rows", metavar="a:b", help="only these rows, and no documents")
+    which.add_argument("--sequential", action="store_true", help="read tar shards one after the other, by no index")
     options = parser.parse_args(arguments)
     try:
-        store = Store(options.store)
+        store = open_store(options.store)
         total = store.manifest["rows"]
+        if options.sequential and isinstance(store, TarStore):
+            for number, (about, file) in enumerate(store.tars()):
+                print(json.dumps({"document": number, **about}))
+                print_rows(about["first_row"], {name: store.read_array(file, name) for name in store.row_arrays})
+            return 0
         start, stop = 0, total
         if options.rows is None:
             for number in range(store.manifest["documents"]):
@@ -318,9 +263,7 @@ def main(arguments: list[str] | None = None) -> int:
             if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last) <= total):
                 parser.error(f"--rows is a:b within 0:{total}, found {options.rows!r}")
             start, stop = int(first), int(last)
-        columns = {name: store.read(name, start, stop) for name, a in store.arrays.items() if a.coding != "raw"}
-        for row in range(start, stop):
-            print(json.dumps({"row": row, **{name: plain_json(rows[row - start]) for name, rows in columns.items()}}))
+        print_rows(start, {name: store.read(name, start, stop) for name in store.row_arrays})
     except FormatError as error:
         print(f"{options.store}: {error}", file=sys.stderr)
         return 1

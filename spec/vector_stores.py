@@ -15,12 +15,12 @@ from logitstore.container.writer import StoreWriter, prepare_directory
 from logitstore.records import RowBatch, TokenDocument
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-__all__ = ["STORES", "broken_stores", "write_store"]
+__all__ = ["STORES", "broken_stores", "write_documents", "write_store"]
 
 STORES: dict[str, dict[str, Any]] = {
     "logprob": {"vocab_size": 97, "padded_vocab_size": 128, "slots": 6, "selection": {"top_p": 0.9, "max_k": 6}},
@@ -77,8 +77,13 @@ def _rows(manifest: Manifest, length: int, number: int) -> tuple[TokenDocument, 
 
 
 def write_store(path: Path, name: str) -> dict[str, Any]:
+    """Write one of `STORES`; see `write_documents`."""
+    return write_documents(path, name, STORES[name], LENGTHS[name])
+
+
+def write_documents(path: Path, name: str, settings: dict[str, Any], lengths: Sequence[int]) -> dict[str, Any]:
     """Write a store and return what its ``NAME.json`` says: all documents, and the bits of all used elements."""
-    settings: dict[str, Any] = {"values": "logprob", "rows_per_shard": 16, "build": {"rows": "all"}, **STORES[name]}
+    settings = {"values": "logprob", "rows_per_shard": 16, "build": {"rows": "all"}, **settings}
     manifest = Manifest(
         store_id=name.encode().hex().ljust(32, "0"), complete=False, teacher={"id": "made up"}, tokenizer={},
         corpus={}, versions={"logitstore": "0.1.0"}, **settings,
@@ -87,7 +92,7 @@ def write_store(path: Path, name: str) -> dict[str, Any]:
     documents = []
     arrays: dict[str, dict[str, Any]] = {}
     with StoreWriter(path, manifest) as writer:
-        for number, length in enumerate(LENGTHS[name]):
+        for number, length in enumerate(lengths):
             document, rows = _rows(manifest, length, number)
             writer.append(document, rows)
             about: dict[str, Any] = {"key": document.key, "rows": length, "metadata": document.metadata}

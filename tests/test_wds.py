@@ -108,6 +108,12 @@ def test_damaged_members(store: Path) -> None:
     assert isinstance(caught.value.__cause__, TruncatedDataError)
 
 
+def test_more_rows_than_memory(store: Path) -> None:
+    data = next(iter(pipeline(store)))["lgt"]
+    with pytest.raises(CorruptDataError, match="max_bytes"):
+        logitstore.wds.decode_lgt(data, max_bytes=100)
+
+
 def test_a_tar_cut_between_members_is_an_error(store: Path) -> None:
     stage = logitstore.wds.whole_shards(store)
     assert len(list(pipeline(store).compose(stage).decode())) == len(LENGTHS)

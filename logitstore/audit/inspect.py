@@ -25,9 +25,9 @@ def summarise(path: str | os.PathLike[str]) -> dict[str, Any]:
         ``container``, ``format_version``, ``documents``, ``rows``, ``vocab_size``, ``padded_vocab_size``, ``k_max``,
         ``entries``, ``values``, ``bytes_total`` (all files of the directory), ``bytes_per_row`` and ``bits_per_entry``
         (of that total; None for a store without rows), ``bytes_by_field`` (shard files of each array, or its chunks in
-        tars, and ``metadata`` for all else), ``selection``, ``codec``, ``teacher``, ``tokenizer``, ``corpus``, ``versions``,
-        ``rows_per_shard``, ``complete``; for an unfinished store ``progress`` says what is committed, and the totals
-        are those of the committed rows.
+        tars, and ``metadata`` for all else), ``selection``, ``codec``, ``teacher``, ``tokenizer``, ``corpus``,
+        ``versions``, ``rows_per_shard``, ``complete``; for an unfinished store ``progress`` says what is committed,
+        and the totals are those of the committed rows.
 
     Raises
     ------

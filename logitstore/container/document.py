@@ -17,7 +17,13 @@ import numpy as np
 
 from logitstore import layout
 from logitstore.container.fields import row_fields
-from logitstore.errors import CorruptDataError, LogitStoreError, TruncatedDataError, UnsupportedVersionError
+from logitstore.errors import (
+    CorruptDataError,
+    InvalidArgumentError,
+    LogitStoreError,
+    TruncatedDataError,
+    UnsupportedVersionError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -84,6 +90,11 @@ def encode_document(header: DocumentHeader, fields: Sequence[Field], rows: RowBa
         The store's arrays, as `row_fields` gives them.
     rows
         The rows.
+
+    Raises
+    ------
+    InvalidArgumentError
+        The document has so many rows that its table of chunks does not fit, or more temperatures than fit.
     """
     table: list[bytes] = []
     chunks: list[bytes] = []
@@ -101,6 +112,11 @@ def encode_document(header: DocumentHeader, fields: Sequence[Field], rows: RowBa
             chunks += [part, bytes(-len(part) % layout.CHUNK_ALIGNMENT)]
     packed = b"".join(table)
     packed += bytes(-len(packed) % layout.CHUNK_ALIGNMENT)
+    if len(packed) > layout.MAX_DOCUMENT_TABLE_BYTES or header.temperatures > layout.MAX_DOCUMENT_TEMPERATURES:
+        raise InvalidArgumentError(
+            f"{header.rows} rows and {header.temperatures} temperatures do not fit a document file: use a smaller "
+            "seq_len or fewer temperatures"
+        )
     return EncodedDocument(b"".join([header.pack(len(fields), packed), packed, *chunks]), sizes)
 
 
@@ -233,6 +249,11 @@ class DocumentFile:
                 except LogitStoreError as error:
                     place = type(error)(f"{name}, chunk {number}: {error.message}", row=base + low)
                     raise place from None
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a decoded row."""
+        return sum(np.dtype(array.field.dtype).itemsize * (array.field.columns or 1) for array in self._arrays.values())
 
     def empty(self, rows: int) -> dict[str, NDArray[Any]]:
         """Return an array of so many rows for every array of the file."""

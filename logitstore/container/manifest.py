@@ -208,10 +208,14 @@ class Manifest:
         _require(isinstance(codec, dict), "codec is an object", codec)
         if (codec.get("name"), codec.get("version")) != ("logitstore.exact", 1):
             raise UnsupportedVersionError(f"codec {codec} is not known to this logitstore")
+        container = content.get("container", "zarr")
+        _require(isinstance(container, str), "container is a str", container)
+        if container not in layout.FORMAT_VERSION_OF_CONTAINER:
+            raise UnsupportedVersionError(f"container {container!r} is not known to this logitstore")
         known = {item.name: item for item in dataclasses.fields(cls)}
         values: dict[str, Any] = {}
         for name, item in known.items():
-            if name in _LATER and name not in content and content.get("container", "zarr") == "zarr":
+            if name in _LATER and name not in content and container == "zarr":
                 continue
             _require(name in content, f"the manifest has {name}", "nothing")
             values[name] = _checked(name, str(item.type), content[name])
@@ -220,8 +224,6 @@ class Manifest:
         return manifest
 
     def _check(self) -> None:
-        if self.container not in layout.FORMAT_VERSION_OF_CONTAINER:
-            raise UnsupportedVersionError(f"container {self.container!r} is not known to this logitstore")
         _require(_is_hex(self.store_id, 32), "store_id is 32 hexadecimal digits", self.store_id)
         _require(1 <= self.vocab_size <= layout.MAX_VOCAB_SIZE, "vocab_size is 1 to 2^31", self.vocab_size)
         _require(self.padded_vocab_size >= self.vocab_size, "padded_vocab_size >= vocab_size", self.padded_vocab_size)

@@ -127,7 +127,7 @@ class ZarrSink:
         totals: dict[str, int] = {}
         with (self._path / layout.SHARD_TABLE_FILE).open("rb") as file:
             for record in itertools.chain(map(ShardRecord.from_line, file), records):
-                for name, about in record.files.items():
+                for name, about in sorted(record.files.items()):
                     totals[name] = totals.get(name, 0) + about.bytes
         return totals
 

@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SPEC = Path(__file__).parents[2] / "spec"
 VECTORS = SPEC / "vectors"
@@ -15,19 +18,58 @@ def spec() -> Path:
     return SPEC
 
 
+def _spoil(store: Path, edits: list[dict[str, Any]]) -> None:
+    """Make the edits of a vector of broken stores."""
+    for edit in edits:
+        path = store / edit["file"]
+        if edit.get("delete"):
+            path.unlink()
+        elif "truncate" in edit:
+            path.write_bytes(path.read_bytes()[: edit["truncate"]])
+        elif "append" in edit:
+            path.write_bytes(path.read_bytes() + bytes.fromhex(edit["append"]) * edit["times"])
+        elif "bytes" in edit:
+            with path.open("r+b") as file:
+                file.seek(edit["offset"])
+                file.write(bytes.fromhex(edit["bytes"]))
+        else:
+            content = json.loads(path.read_bytes())
+            content.update(edit.get("set", {}))
+            for key in edit.get("remove", ()):
+                del content[key]
+            path.write_text(json.dumps(content), encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def spoil() -> Callable[[Path, list[dict[str, Any]]], None]:
+    return _spoil
+
+
 def _about(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test per vector. A folder without vectors gives no tests; test_index.py notices that."""
-    for name, folder in (("valid_chunk", "valid"), ("invalid_chunk", "invalid")):
+    folders = {
+        "valid_chunk": "valid",
+        "invalid_chunk": "invalid",
+        "valid_document": "documents",
+        "invalid_document": "invalid_documents",
+    }
+    for name, folder in folders.items():
         if name in metafunc.fixturenames:
             files = sorted((VECTORS / folder).glob("*.bin"))
             vectors = [(path.read_bytes(), _about(path.with_suffix(".json"))) for path in files]
             metafunc.parametrize(name, vectors, ids=[path.stem for path in files])
-    for name, rules in (("broken_store", None), ("broken_manifest", ("S3", "S4", "S5", "S6"))):
+    manifests = ("S3", "S4", "S5", "S6", "S25")
+    for name, file, rules in (
+        ("broken_store", "invalid_stores.json", None),
+        ("broken_manifest", "invalid_stores.json", manifests),
+        ("broken_tar_store", "invalid_tar_stores.json", None),
+        ("broken_tar_manifest", "invalid_tar_stores.json", manifests),
+    ):
         if name in metafunc.fixturenames:
-            vectors = json.loads((VECTORS / "invalid_stores.json").read_text(encoding="utf-8"))
+            vectors = json.loads((VECTORS / file).read_text(encoding="utf-8"))
             vectors = [vector for vector in vectors if rules is None or vector["rule"] in rules]
             metafunc.parametrize(name, vectors, ids=[vector["name"] for vector in vectors])

@@ -41,8 +41,11 @@ def _json(text: str, name: str) -> dict[str, Any]:
 def test_no_other_json_blocks(text: str) -> None:
     assert set(re.findall(r"^```json (.*)$", text, re.MULTILINE)) == {
         "manifest",
+        "manifest-webdataset",
         "document",
         "shard-record",
+        "tar-record",
+        "tar-json",
         "zarr ids",
     }
     assert not re.search(r"^```json$", text, re.MULTILINE)
@@ -60,7 +63,11 @@ def test_manifest(spec: Path, text: str) -> None:
     documented = {
         key for line in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for key in re.findall(r"`(\w+)`", line)
     }
-    assert documented == set(content)
+    tars = content | _json(text, "manifest-webdataset")
+    jsonschema.validate(tars, json.loads((spec / "manifest.schema.json").read_text()))
+    assert Manifest.from_json(tars).row_shards == 2
+    assert documented == set(tars)
+    assert set(tars) - set(content) == {"container", "shard_bytes", "index_file"}
 
 
 def test_zarr_metadata(text: str) -> None:
@@ -75,6 +82,59 @@ def test_shard_record(text: str) -> None:
     record = ShardRecord.from_line(block.encode())
     assert set(record.files) == {field.name for field in DOCUMENT_FIELDS}
     assert record.rows == _json(text, "manifest")["documents"] + 1
+
+
+def test_tar_record(text: str) -> None:
+    record = ShardRecord.from_line(_block(text, "json tar-record").encode())
+    manifest = _json(text, "manifest")
+    assert set(record.files) == {"tar"}
+    assert record.first_document is not None
+    assert record.documents is not None
+    assert record.first_document + record.documents == manifest["documents"]
+    assert record.first_row + record.rows == manifest["rows"]
+    assert record.files["tar"].bytes % layout.TAR_BLOCK == 0
+
+
+def test_tar_json(text: str) -> None:
+    block = _block(text, "json tar-json")
+    assert set(_json(text, "tar-json")) == {"key", "rows", "metadata", "document", "first_row"}
+    assert block == json.dumps(json.loads(block), sort_keys=True) + "\n"
+
+
+def test_document_example(decoder: ModuleType, spec: Path, text: str) -> None:
+    data = bytes.fromhex(_block(text, "hex document-example"))
+    assert data == (spec / "vectors" / "documents" / "worked_example.bin").read_bytes()
+    file = decoder.DocumentFile(data)
+    shown = text[text.index("### 16.3") : text.index("```hex document-example")]
+    rows = [
+        [[float(number.replace("−", "-")) for number in cell.split(", ")] for cell in line.strip("|\n ").split(" | ")]
+        for line in re.findall(r"^\| \d.*\n", shown, re.MULTILINE)
+    ]
+    names = ["tokens", "ids", "logprobs", "lse", "label_logprob", "mask"]
+    assert list(file.arrays) == names
+    for row, cells in enumerate(rows):
+        for name, cell in zip(names, cells, strict=True):
+            value = file.read(name)[row]
+            found = value[: len(cell)] if isinstance(value, list) else [value]
+            np.testing.assert_array_equal(found, cell)
+            unused = {0xFFFFFFFF, float("-inf")}
+            assert not isinstance(value, list) or set(value[len(cell) :]) <= unused
+    assert len(rows) == file.header.rows
+    assert f"0x{int.from_bytes(data[60:64], 'little'):08x}" in text
+    for name, array in file.arrays.items():
+        (offset, size), *_ = array.chunks
+        end = offset + size + -size % 8 - 1
+        assert re.search(rf"^\| {offset} – {end} \| chunk of `{name}`", text, re.MULTILINE)
+
+
+def test_index_record_table(text: str) -> None:
+    table = text[text.index("## 18.") :]
+    types = re.findall(r"^\| (\d+) \| (u32|u64|4 bytes) \|", table, re.MULTILINE)
+    position = 0
+    for offset, kind in types:
+        assert int(offset) == position
+        position += {"u32": 4, "u64": 8, "4 bytes": 4}[kind]
+    assert position == layout.INDEX_RECORD_BYTES
 
 
 def test_document(text: str) -> None:

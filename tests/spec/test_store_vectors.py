@@ -17,6 +17,7 @@ from logitstore.audit.verify import verify
 from logitstore.errors import CorruptDataError, TruncatedDataError, UnsupportedVersionError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
     from types import ModuleType
 
@@ -118,29 +119,8 @@ def test_command_says_what_is_broken(decoder: ModuleType, tmp_path: Path, capsys
     assert "S1 (truncated)" in capsys.readouterr().err
 
 
-def spoil(store: Path, edits: list[dict[str, Any]]) -> None:
-    for edit in edits:
-        path = store / edit["file"]
-        if edit.get("delete"):
-            path.unlink()
-        elif "truncate" in edit:
-            path.write_bytes(path.read_bytes()[: edit["truncate"]])
-        elif "append" in edit:
-            path.write_bytes(path.read_bytes() + bytes.fromhex(edit["append"]) * edit["times"])
-        elif "bytes" in edit:
-            with path.open("r+b") as file:
-                file.seek(edit["offset"])
-                file.write(bytes.fromhex(edit["bytes"]))
-        else:
-            content = json.loads(path.read_bytes())
-            content.update(edit.get("set", {}))
-            for key in edit.get("remove", ()):
-                del content[key]
-            path.write_text(json.dumps(content), encoding="utf-8")
-
-
 @pytest.fixture
-def spoiled(spec: Path, tmp_path: Path, broken_store: dict[str, Any]) -> Path:
+def spoiled(spec: Path, tmp_path: Path, broken_store: dict[str, Any], spoil: Callable[..., None]) -> Path:
     path = tmp_path / "store.zarr"
     shutil.copytree(spec / "vectors" / "stores" / f"{broken_store['store']}.zarr", path)
     spoil(path, broken_store["edits"])
