@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+import google_crc32c
 import numpy as np
 
 from logitstore import layout
-from logitstore.codec import fast_decode, fast_encode, reference
+from logitstore.codec import fast_chunk, fast_decode, fast_encode, reference
 from logitstore.codec.header import ChunkHeader, Column, finish_chunk, read_header
 from logitstore.codec.transform import BITS_DTYPE, NATIVE_DTYPE, row_shifts
 from logitstore.errors import CorruptDataError, InvalidArgumentError
@@ -158,14 +159,43 @@ def decode_slice(
             f"found shape {out.shape} and type {out.dtype}"
         )
     view = memoryview(data).cast("B").toreadonly()
-    header = read_header(view, verify=verify)
     code = _dtype_code(kind, np.dtype(dtype))
+    if out is None:
+        out = np.empty((stop - start, *shape[1:]), dtype)
+    bound = vocab_size if kind == "ids" else 0
+    if not use_reference and not (verify and _checksum_differs(view)):
+        bits = np.frombuffer(view, np.uint8)
+        if fast_chunk.decode_chunk(bits, _KINDS[kind], code, shape, bound, start, stop, out.view(BITS_DTYPE[code])):
+            return out
+    return _decode_carefully(view, kind, code, shape, bound, start, stop, out, verify, use_reference)
+
+
+def _checksum_differs(view: memoryview) -> bool:
+    return len(view) > layout.CRC_BYTES and google_crc32c.value(
+        np.frombuffer(view[: -layout.CRC_BYTES], np.uint8)
+    ) != int.from_bytes(view[-layout.CRC_BYTES :], "little")
+
+
+def _decode_carefully(
+    view: memoryview,
+    kind: Kind,
+    code: int,
+    shape: tuple[int, ...],
+    bound: int,
+    start: int,
+    stop: int,
+    out: NDArray[Any],
+    verify: bool,
+    use_reference: bool,
+) -> NDArray[Any]:
+    """Step by step, so that what is wrong with a chunk can be named."""
+    header = read_header(view, verify=verify)
     if kind == "flat":
         expected = (_KINDS[kind], code, -(-shape[0] // layout.FLAT_GROUP), layout.FLAT_GROUP, 0)
         if header.entries != shape[0]:
             raise CorruptDataError(f"the chunk holds {header.entries} elements, expected {shape[0]}")
     else:
-        expected = (_KINDS[kind], code, shape[0], shape[1], vocab_size if kind == "ids" else 0)
+        expected = (_KINDS[kind], code, shape[0], shape[1], bound)
     found = (header.kind, header.dtype, header.rows, header.slots, header.bound)
     if found != expected:
         raise CorruptDataError(f"the chunk has (kind, type, rows, slots, vocabulary) {found}, expected {expected}")
@@ -174,15 +204,10 @@ def decode_slice(
     if use_reference:
         bits = reference.decode_payload(header, view, first, last)
     else:
-        target = None if out is None or kind == "flat" else out.view(BITS_DTYPE[code])
-        bits = fast_decode.decode_rows(header, np.frombuffer(view, np.uint8), first, last, target)
+        bits = fast_decode.decode_rows(header, np.frombuffer(view, np.uint8), first, last)
     if kind == "flat":
         bits = bits.reshape(-1)[start - first * group : stop - first * group]
-    array = bits.view(NATIVE_DTYPE[code])
-    if out is None:
-        return array
-    if not np.shares_memory(out, array):
-        out[...] = array
+    out[...] = bits.view(NATIVE_DTYPE[code])
     return out
 
 

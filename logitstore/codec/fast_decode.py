@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from logitstore.codec.header import ChunkHeader
 
-__all__ = ["decode_rows", "row_table"]
+__all__ = ["decode_rows", "ids_from_gaps", "row_table"]
 
 
 @kernel
@@ -45,7 +45,7 @@ def _accumulate(first: Any, out: Any) -> None:
 
 
 @inlined
-def _ids_from_gaps(gaps: Any, count: Any, out: Any) -> Any:
+def ids_from_gaps(gaps: Any, count: Any, out: Any) -> Any:
     """Fill ``out[:count]``; return the last id plus one. Four at a time: one addition in the chain."""
     token = np.uint64(0)
     for four in range(count >> 2):
@@ -79,7 +79,7 @@ def _decode_ids(
         status = decode_residuals(data, starts[row], starts[row + 1], count, block_log2, base, table, ones, gaps)
         if status:
             return row * 8 + status
-        if _ids_from_gaps(gaps, count, out[i]) > np.uint64(bound):
+        if ids_from_gaps(gaps, count, out[i]) > np.uint64(bound):
             return row * 8 + 3
         for slot in range(count, out.shape[1]):
             out[i, slot] = np.uint32(0xFFFFFFFF)

@@ -197,3 +197,29 @@ def test_any_buffer_is_decoded() -> None:
     chunk = encode(ids, "ids", vocab_size=10)
     for buffer in (bytearray(chunk), memoryview(chunk), np.frombuffer(chunk, np.uint8), memoryview(b"xyz" + chunk)[3:]):
         assert decode(buffer, "ids", shape=(1, 3), dtype="u4", vocab_size=10).tolist() == ids.tolist()
+
+
+def test_sound_chunks_need_no_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise AssertionError("the fast way did not take a sound chunk")
+
+    monkeypatch.setattr("logitstore.codec.exact._decode_carefully", refuse)
+    generator = np.random.default_rng(0)
+    ids = np.sort(generator.permuted(np.tile(np.arange(400, dtype=np.uint32), (50, 1)), axis=1)[:, :30], axis=1)
+    ids[3, 7:] = 0xFFFFFFFF
+    ids[4] = 0xFFFFFFFF
+    values = np.where(ids == 0xFFFFFFFF, -np.inf, generator.normal(-5, 3, ids.shape)).astype(np.float16)
+    arrays: list[tuple[Kind, NDArray[Any]]] = [
+        ("ids", ids), ("values", values), ("values", generator.poisson(2, (9, 4)).astype(np.uint8)),
+        ("flat", generator.normal(size=1000).astype(np.float32)), ("flat", generator.integers(0, 2, 700, np.uint8)),
+        ("flat", generator.integers(0, 1 << 32, 10, np.uint32)), ("flat", np.empty(0, np.float32)),
+        ("ids", np.empty((0, 3), np.uint32)),
+    ]  # fmt: skip
+    for kind, array in arrays:
+        bound = 400 if kind == "ids" else 0
+        chunk = encode(array, kind, vocab_size=bound)
+        for start, stop in ((0, len(array)), (len(array) // 3, len(array) // 2), (0, 0)):
+            part = decode_slice(
+                chunk, kind, shape=array.shape, dtype=array.dtype, start=start, stop=stop, vocab_size=bound
+            )
+            assert part.tobytes() == array[start:stop].tobytes()
