@@ -7,7 +7,7 @@ import torch
 
 from logitstore.loss.base import check_temperature
 from logitstore.loss.kept import KeptSetLoss, StudentRows, Terms
-from logitstore.loss.teacher import dot, kept_logprobs, mass_outside, renormalised
+from logitstore.loss.teacher import dot, kept_and_outside, renormalised
 
 if TYPE_CHECKING:
     from logitstore.loss.rows import TeacherRows
@@ -77,12 +77,11 @@ class DecoupledTopK(KeptSetLoss):
     def terms(self, student: StudentRows, rows: TeacherRows) -> Terms:
         """See `KeptSetLoss.terms`."""
         tau = self.tau
-        outside = mass_outside(kept_logprobs(rows, student), student)
+        _, outside = kept_and_outside(rows, student)
         a = 1 - outside
         log_b = student.kept.logsumexp(1, keepdim=True)
-        mass = torch.xlogy(a, a) - a * log_b[:, 0]
-        mass += torch.xlogy(outside, outside)
-        mass -= torch.where(outside == 0, torch.zeros_like(outside), outside * student.rest)
+        mass = torch.xlogy(a, a) - a * log_b[:, 0] + torch.xlogy(outside, outside)
+        mass -= dot(outside[:, None], student.rest[:, None])
 
         log_p, log_q = renormalised(rows, student, tau), (student.kept / tau).log_softmax(1)
         p, q = log_p.exp(), log_q.exp()

@@ -11,7 +11,7 @@ import torch
 from logitstore.errors import InvalidArgumentError
 from logitstore.loss.base import check_temperature
 from logitstore.loss.kept import KeptSetLoss, StudentRows, Terms
-from logitstore.loss.teacher import dot, kept_logprobs, mass_outside
+from logitstore.loss.teacher import dot, kept_and_outside
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["TAIL_FLOOR", "JensenShannon", "ReverseKL", "TotalVariation"]
 
-TAIL_FLOOR = 1e-6
-"""Smallest teacher's mass outside the kept ids that `ReverseKL` divides by: what is stored cannot tell it from 0."""
+TAIL_FLOOR = 1e-4
+"""Smallest teacher's mass outside the kept ids that `ReverseKL` divides by: float16 cannot tell it from 0."""
 
 
 class _Bucketed(KeptSetLoss):
@@ -38,10 +38,9 @@ class _Bucketed(KeptSetLoss):
 
     def terms(self, student: StudentRows, rows: TeacherRows) -> Terms:
         """See `KeptSetLoss.terms`."""
-        log_p = kept_logprobs(rows, student, self.temperature)
-        outside = mass_outside(log_p, student).log()
+        log_p, outside = kept_and_outside(rows, student, self.temperature)
         value, by_log_q = self.divergence(
-            torch.cat([log_p, outside[:, None]], 1), torch.cat([student.kept, student.rest[:, None]], 1)
+            torch.cat([log_p, outside.log()[:, None]], 1), torch.cat([student.kept, student.rest[:, None]], 1)
         )
         return Terms(value, kept=by_log_q[:, :-1], rest=by_log_q[:, -1])
 

@@ -8,7 +8,7 @@ import torch
 from logitstore.errors import InvalidArgumentError
 from logitstore.loss.base import check_choice, check_temperature
 from logitstore.loss.kept import KeptSetLoss, StudentRows, Terms
-from logitstore.loss.teacher import dot, kept_logprobs, mass_outside, renormalised
+from logitstore.loss.teacher import dot, kept_and_outside, renormalised
 
 if TYPE_CHECKING:
     from logitstore.loss.rows import TeacherRows
@@ -108,21 +108,25 @@ class ForwardKL(KeptSetLoss):
         """See `KeptSetLoss.terms`."""
         if self.outside == "renorm":
             logs = renormalised(rows, student, self.temperature)
-        else:
-            logs = kept_logprobs(rows, student, self.temperature)
-        target = logs.exp()
-        if self.outside in ("renorm", "submass"):
+            target = logs.exp()
             return Terms(dot(target, logs - student.kept), kept=-target)
-        outside = mass_outside(logs, student)
+        logs, outside = kept_and_outside(rows, student, self.temperature)
+        target = logs.exp()
+        if self.outside == "submass":
+            return Terms(dot(target, logs - student.kept), kept=-target)
         if self.outside == "tail":
-            value = dot(target, logs - student.kept) + torch.xlogy(outside, outside) - _times(outside, student.rest)
+            value = (
+                dot(target, logs - student.kept)
+                + torch.xlogy(outside, outside)
+                - dot(outside[:, None], student.rest[:, None])
+            )
             return Terms(value, kept=-target, rest=-outside)
         labels = rows.need("labels")
         at_label = rows.need("ids") == labels[:, None]
         target = target + outside[:, None] * at_label
         outside = torch.where(at_label.any(1), torch.zeros_like(outside), outside)
         value = dot(target, target.log() - student.kept) + torch.xlogy(outside, outside)
-        return Terms(value - _times(outside, student.label), kept=-target, label=-outside)
+        return Terms(value - dot(outside[:, None], student.label[:, None]), kept=-target, label=-outside)
 
 
 @dataclass(frozen=True)
@@ -171,8 +175,3 @@ class SampledKL(KeptSetLoss):
         counts = rows.need("counts").to(student.kept.dtype) * student.used
         target = counts / counts.sum(1, keepdim=True).clamp(min=1)
         return Terms(dot(target, target.log() - student.kept), kept=-target)
-
-
-def _times(mass: torch.Tensor, log: torch.Tensor) -> torch.Tensor:
-    """Return the product, 0 where the mass is 0 and its logarithm infinite."""
-    return torch.where(mass == 0, torch.zeros_like(mass), mass * log)

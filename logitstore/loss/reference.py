@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Row", "reference_loss"]
 
-_TAIL_FLOOR = 1e-6
+_TAIL_FLOOR = 1e-4
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,9 @@ def reference_loss(
         if not (rows.mask is None or rows.mask[r]) or not _holds(row, needed):
             continue
         s = _log_softmax(logits[r] / T)
-        value, u = loss(row, s, **options)
+        # Logarithms of 0 meet each other; `_times` drops them where there is no mass.
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            value, u = loss(row, s, **options)
         values[r] = (1 - ce_weight) * T**2 * value
         gradients[r] = (1 - ce_weight) * T * (u - np.exp(s) * u.sum())
         if ce_weight:
@@ -133,8 +135,7 @@ def slim(row: Row, s: Floats, weight: str = "text", support: str = "renorm") -> 
         filled = np.exp(_log_softmax(_spread(row.S, row.log_p + row.lse, V)))
         target = _spread(row.S, filled[row.S], V)
     log_ratio = row.label_logprob - s[row.label]
-    with np.errstate(over="ignore"):
-        w = 1 - np.exp(-np.exp(log_ratio if weight == "text" else -log_ratio))
+    w = 1 - np.exp(-np.exp(log_ratio if weight == "text" else -log_ratio))
     label, by_label = cross_entropy(row, s)
     kept, by_kept = _cross_entropy(target, s)
     return label + w * kept, by_label + w * by_kept
@@ -191,9 +192,7 @@ def _divergence(target: Floats, s: Floats) -> tuple[float, Floats]:
 
 def _buckets(row: Row, s: Floats) -> tuple[Floats, Floats]:
     """Return log p and log q over S and one bucket behind it, each ``(m + 1,)``."""
-    with np.errstate(divide="ignore"):
-        tail = np.log(row.tail(len(s)))
-    return np.append(row.log_p, tail), np.append(s[row.S], _log_sum_exp(np.delete(s, row.S)))
+    return np.append(row.log_p, np.log(row.tail(len(s)))), np.append(s[row.S], _log_sum_exp(np.delete(s, row.S)))
 
 
 def _from_buckets(row: Row, s: Floats, u: Floats) -> Floats:
@@ -217,8 +216,7 @@ def _one_hot(label: int, V: int) -> Floats:
 
 def _times(mass: Floats | float, log: Floats) -> Floats:
     """Return the product, where 0 times infinity is 0."""
-    with np.errstate(invalid="ignore"):
-        return np.where(np.equal(mass, 0), 0.0, mass * log)
+    return np.where(np.equal(mass, 0), 0.0, mass * log)
 
 
 def _xlogx(x: float) -> float:

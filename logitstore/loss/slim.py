@@ -7,7 +7,7 @@ import torch
 
 from logitstore.loss.base import check_choice
 from logitstore.loss.kept import KeptSetLoss, StudentRows, Terms
-from logitstore.loss.teacher import dot, kept_logprobs, renormalised
+from logitstore.loss.teacher import dot, kept_and_outside, renormalised
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -119,7 +119,7 @@ class Slim(KeptSetLoss):
     def _target(self, student: StudentRows, rows: TeacherRows) -> Tensor:
         if self.support == "renorm":
             return renormalised(rows, student).exp()
-        logprobs = kept_logprobs(rows, student)
+        logprobs, _ = kept_and_outside(rows, student)
         if self.support == "submass":
             return logprobs.exp()
         logits = logprobs + rows.need("lse").to(logprobs.dtype)[:, None]
