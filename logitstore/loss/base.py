@@ -22,6 +22,9 @@ Reduction = Literal["mean", "none", "sum"]
 _CHUNK_BYTES = 2**28
 """Size of a chunk of logits in float32: 523 rows at V = 128,256, which a matrix product needs to be efficient."""
 
+_CPU_CHUNK_BYTES = 2**23
+"""The same on a CPU without a matrix product: several passes over it should find it in the cache."""
+
 
 class Loss(ABC):
     """A loss of rows: a frozen dataclass whose fields are its options. Calling it gives a value to call backward on.
@@ -117,7 +120,7 @@ class Loss(ABC):
             Compute the gradient at once and write it over the logits, which are lost: no second ``(R, V)``. The
             backward pass can then run once.
         chunk_rows
-            Rows computed at a time; by default 256 MiB of float32.
+            Rows computed at a time; by default 256 MiB of float32, on a CPU 8 MiB.
         parts
             A dictionary that receives numbers worth logging: detached means over the rows that count.
 
@@ -131,8 +134,10 @@ class Loss(ABC):
         InvalidArgumentError
             If shapes differ, the rows lack a field, or an id or label does not fit the vocabulary.
         """
-        job = self._job(rows, logits.shape, logits.shape[-1], reduction, chunk_rows, keep_parts=parts is not None)
-        result = plain_loss(job, logits.reshape(-1, logits.shape[-1]), inplace)
+        V = logits.shape[-1]
+        chunk_rows = _rows_in(_CPU_CHUNK_BYTES if logits.device.type == "cpu" else _CHUNK_BYTES, V, chunk_rows)
+        job = self._job(rows, logits.shape, V, reduction, chunk_rows, keep_parts=parts is not None)
+        result = plain_loss(job, logits.reshape(-1, V), inplace)
         job.give_parts(parts)
         return result.reshape(rows.shape) if reduction == "none" else result
 
@@ -162,8 +167,10 @@ class Loss(ABC):
             ``(V, H)`` of the LM head.
         bias
             ``(V,)`` or None.
-        rows, reduction, chunk_rows, parts
+        rows, reduction, parts
             As in `__call__`.
+        chunk_rows
+            Rows computed at a time; by default 256 MiB of logits in float32.
 
         Returns
         -------
@@ -179,6 +186,7 @@ class Loss(ABC):
             raise InvalidArgumentError(
                 f"hidden (R, H) must fit weight (V, H); found {tuple(hidden.shape)} and {tuple(weight.shape)}"
             )
+        chunk_rows = _rows_in(_CHUNK_BYTES, len(weight), chunk_rows)
         job = self._job(rows, hidden.shape, len(weight), reduction, chunk_rows, keep_parts=parts is not None)
         result = fused_loss(job, hidden.reshape(-1, hidden.shape[-1]), weight, bias)
         job.give_parts(parts)
@@ -190,7 +198,7 @@ class Loss(ABC):
         shape: torch.Size,
         vocab_size: int,
         reduction: Reduction,
-        chunk_rows: int | None,
+        chunk_rows: int,
         *,
         keep_parts: bool,
     ) -> Job:
@@ -199,7 +207,6 @@ class Loss(ABC):
                 f"the student's rows must be the teacher's; found {tuple(shape[:-1])} and {tuple(rows.shape)}"
             )
         check_choice("reduction", reduction, get_args(Reduction))
-        chunk_rows = max(1, _CHUNK_BYTES // (4 * vocab_size)) if chunk_rows is None else chunk_rows
         if chunk_rows < 1:
             raise InvalidArgumentError(f"chunk_rows must be at least 1, not {chunk_rows}")
         for name in ("ids", "labels"):
@@ -217,6 +224,10 @@ class Loss(ABC):
         # Only what is read: the rest need not be gathered.
         flat = type(flat)(**{name: flat.need(name) for name in self.needs})
         return Job(self.members(), flat, counted, reduction, chunk_rows, {} if keep_parts else None)
+
+
+def _rows_in(chunk_bytes: int, vocab_size: int, chunk_rows: int | None) -> int:
+    return max(1, chunk_bytes // (4 * max(1, vocab_size))) if chunk_rows is None else chunk_rows
 
 
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

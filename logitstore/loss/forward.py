@@ -36,12 +36,12 @@ class ForwardKL(KeptSetLoss):
         :math:`\sum_S p \log(p/q) + (1-a) \log((1-a)/(1-b))`. Not biased on S: the optimum is q = p there, and any
         split of 1 - a outside. Nothing is learnt about that split: the student keeps its own proportions.
     "residual"
-        given to the label: the target is p + (1-a) onehot(y). Biased row by row; right on average over labels drawn
-        from p only outside S, since a label inside S gets the mass as well.
+        given to the label: the target is p + (1-a) onehot(y). Biased towards S, as a label inside S gets it too: on
+        average over labels drawn from p, the target is (2-a) p on S and (1-a) p outside.
 
     With k = V all four are the full divergence. Gradient flows to all of the student's logits, since q is normalised
-    over the whole vocabulary: q - target on S, and outside q ("renorm", "residual"), a q ("submass"),
-    q - (1-a) q/(1-b) ("tail").
+    over the whole vocabulary: q - target ("renorm", "residual"), a q - target ("submass"), where the target is 0
+    outside S but for the label; with "tail", q - p on S and q - (1-a) q/(1-b) outside.
 
     Temperature: p and q are those of logits divided by T, and the loss is multiplied by T squared so that gradients
     keep their size (Hinton et al. 2015). "renorm" is exact from what is kept. "submass" and "tail" need the teacher's

@@ -95,16 +95,23 @@ def _pass(
     with torch.autocast(hidden.device.type, enabled=False):
         head = weight.to(dtype)
         offset = None if bias is None else bias.to(dtype)
+        all_logits = job.scratch(hidden, len(head), dtype)
+        scratch = all_logits if dtype == work else job.scratch(hidden, len(head))
         for place, where, rows in job.chunks():
             inputs = hidden[where].to(dtype)
-            logits = inputs @ head.T if offset is None else torch.addmm(offset, inputs, head.T)
-            value, gradient = job.evaluate(logits, rows, None if scale is None else scale[place], reuse=True)
+            logits = all_logits[: len(inputs)]
+            if offset is None:
+                torch.mm(inputs, head.T, out=logits)
+            else:
+                torch.addmm(offset, inputs, head.T, out=logits)
+            memory = logits if dtype == work else scratch[: len(inputs)]
+            value, gradient = job.evaluate(logits, rows, None if scale is None else scale[place], memory)
             values.append(value)
             if gradient is None:
                 continue
             if of_bias is not None:
                 of_bias += gradient.sum(0)
-            gradient = gradient.to(dtype)
+            gradient = gradient if dtype == work else logits.copy_(gradient)
             if of_hidden is not None:
                 of_hidden[where] = (gradient @ head).to(of_hidden.dtype)
             if of_weight is not None and dtype == work:

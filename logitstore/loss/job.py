@@ -64,7 +64,7 @@ class Job:
             yield place, where, self.rows.select(where)
 
     def evaluate(
-        self, logits: Tensor, rows: TeacherRows, scale: Tensor | None, *, reuse: bool
+        self, logits: Tensor, rows: TeacherRows, scale: Tensor | None, memory: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """Compute one chunk.
 
@@ -76,19 +76,22 @@ class Job:
             ``n`` rows of the teacher.
         scale
             ``(n,)`` what to multiply each row's gradient by; None for no gradient.
-        reuse
-            The logits may be overwritten.
+        memory
+            ``(n, V)`` float32 or float64 to compute in; may be the logits themselves, or where the gradient belongs.
 
         Returns
         -------
         tuple
-            ``(n,)`` losses; and ``(n, V)`` the gradient by the logits, float32 or float64, or None.
+            ``(n,)`` losses; and ``memory``, which now holds the gradient by the logits, or None without ``scale``.
         """
-        dtype = work_dtype(logits)
         value: Tensor | None = None
         gradient: Tensor | None = None
         for number, (weight, loss) in enumerate(self.members, 1):
-            buffer = logits.to(dtype, copy=not (reuse and number == len(self.members)))
+            # The last one may overwrite the logits.
+            last = number == len(self.members)
+            buffer = (
+                (memory if memory is logits else memory.copy_(logits)) if last else logits.to(memory.dtype, copy=True)
+            )
             T = loss.temperature
             if T != 1:
                 buffer.div_(T)
@@ -104,6 +107,13 @@ class Job:
                 gradient = buffer if gradient is None else buffer.add_(gradient)
         assert value is not None
         return value, gradient
+
+    def scratch(self, like: Tensor, width: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Return memory for a chunk of logits.
+
+        Taken once per pass: first touching as much memory for every chunk costs about what the loss does.
+        """
+        return like.new_empty(min(self.chunk_rows, self.count), width, dtype=dtype or work_dtype(like))
 
     def reduce(self, values: list[Tensor], like: Tensor) -> Tensor:
         """Make the losses of the chunks one number, or ``(R,)`` numbers with 0 where a row does not count."""

@@ -32,8 +32,12 @@ class _FromLogits(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, job: Job) -> Tensor:
         ctx.job = job
         ctx.save_for_backward(logits)
+        scratch = job.scratch(logits, logits.shape[1])
+        values = []
         with torch.autocast(logits.device.type, enabled=False):
-            values = [job.evaluate(logits[where], rows, None, reuse=False)[0] for _, where, rows in job.chunks()]
+            for place, where, rows in job.chunks():
+                memory = scratch[: place.stop - place.start]
+                values.append(job.evaluate(logits[where], rows, None, memory)[0])
         return job.reduce(values, logits)
 
     @staticmethod
@@ -42,9 +46,15 @@ class _FromLogits(torch.autograd.Function):
         job, (logits,) = ctx.job, ctx.saved_tensors
         scale = job.row_scale(above, work_dtype(logits))
         gradient = torch.empty_like(logits) if job.index is None else torch.zeros_like(logits)
+        # Contiguous rows of the right type are computed where they belong.
+        direct = job.index is None and logits.dtype == work_dtype(logits)
+        scratch = None if direct else job.scratch(logits, logits.shape[1])
         with torch.autocast(logits.device.type, enabled=False):
             for place, where, rows in job.chunks():
-                gradient[where] = job.evaluate(logits[where], rows, scale[place], reuse=False)[1].to(logits.dtype)
+                memory = gradient[where] if scratch is None else scratch[: place.stop - place.start]
+                job.evaluate(logits[where], rows, scale[place], memory)
+                if scratch is not None:
+                    gradient[where] = memory.to(gradient.dtype)
         return gradient, None
 
 
@@ -55,20 +65,21 @@ class _InPlace(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, job: Job) -> Tensor:
         ctx.job = job
         # Counts as a change of the logits, so autograd itself refuses where another node still needs them.
-        memory = logits.detach()
+        given = logits.detach()
+        direct = job.index is None and logits.dtype == work_dtype(logits)
+        scratch = None if direct else job.scratch(logits, logits.shape[1])
+        scale = torch.ones(job.count, dtype=work_dtype(logits), device=logits.device)
         values = []
         with torch.autocast(logits.device.type, enabled=False):
             for place, where, rows in job.chunks():
-                chunk = memory[where]
-                scale = torch.ones(place.stop - place.start, dtype=work_dtype(logits), device=logits.device)
-                value, gradient = job.evaluate(chunk, rows, scale, reuse=True)
-                values.append(value)
-                if gradient is not chunk or job.index is not None:
-                    assert gradient is not None
-                    memory[where] = gradient.to(memory.dtype)
+                chunk = given[where]
+                memory = chunk if scratch is None else scratch[: place.stop - place.start]
+                values.append(job.evaluate(chunk, rows, scale[place], memory)[0])
+                if scratch is not None:
+                    given[where] = memory.to(given.dtype)
         if job.index is not None:
-            memory.masked_fill_(~job.counted[:, None], 0)
-        ctx.gradient = memory
+            given.masked_fill_(~job.counted[:, None], 0)
+        ctx.gradient = given
         return job.reduce(values, logits)
 
     @staticmethod

@@ -45,10 +45,10 @@ class Slim(KeptSetLoss):
       vocabulary of the kept raw logits and 0 for every other token, of which the sum above takes the ids in S.
     * Temperature 1. Cross-entropy instead of KL: they differ by the teacher's entropy, which has no gradient.
 
-    Mass outside S is left out of the sum, so the second term is biased: its optimum alone is p / sum_S p on S and 0
-    outside, in all three supports but "zero_logit", whose shares on S are also flattened or sharpened by where the
-    teacher's logits happen to lie, since softmax is blind to an offset and zeros are not. The label's term sees all of
-    the vocabulary.
+    Mass outside S is left out of the sum, so the second term is biased: with every support its optimum alone is
+    q = p / sum_S p on S and 0 outside. The supports differ in how much a row weighs: 1, or sum_S p, or with
+    "zero_logit" a share that depends on where the teacher's logits happen to lie, since zeros, unlike a softmax, are
+    not blind to an offset. The label's term sees all of the vocabulary.
 
     Needs ids, logprobs, labels, label_logprob; and lse for "zero_logit". Rows without a label do not count. Parts:
     cross_entropy, kept_cross_entropy (before the weight), weight.
