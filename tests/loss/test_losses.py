@@ -34,7 +34,7 @@ def both(loss, logits, rows, **settings):
     inplace=st.booleans(),
     chunk_rows=st.integers(1, 4),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_equals_the_reference(
     name, options, teacher_rows, seed, R, V, share, dtype, values, flags, inplace, chunk_rows
 ):
