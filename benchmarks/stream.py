@@ -1,9 +1,10 @@
-"""Rows delivered per second into training batches: this package, WebDataset with .npz, Hugging Face datasets with Parquet.
+"""Rows delivered per second into training batches: here, WebDataset with .npz, Hugging Face datasets with Parquet.
 
     python benchmarks/stream.py STORES/k64-logprob-float32.zarr
 
-Everybody delivers the same batches of padded tensors: tokens, ids, logprobs, lse, label_logprob, mask. Peers read in the
-order in which they were written; ours shuffles.
+Everybody delivers batches of padded tensors: tokens, ids, logprobs, lse, label_logprob, mask. Peers read in the order
+in which they were written; ours shuffles, and delivers labels and positions as well. Datasets are made once and then
+iterated, an epoch at a time.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import click
 from harness import in_turns, median_ratio, show, use_one_core, write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+
+    from torch.utils.data import DataLoader
 
 FIELDS = ("tokens", "ids", "logprobs", "lse", "label_logprob", "mask")
 
@@ -86,18 +89,11 @@ def parquet_batches(slots: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
     )
 
 
-def load(dataset: Any, workers: int, **options: Any) -> Iterator[Any]:
-    from torch.utils.data import DataLoader
-
-    return iter(DataLoader(dataset, num_workers=workers, **options))
-
-
-def contenders(
-    path: Path, tars: Path, scratch: Path, batch: int, workers: int, prefetch: int
-) -> dict[str, Callable[[], int]]:
+def contenders(path: Path, tars: Path, scratch: Path, batch: int, workers: int) -> dict[str, Callable[[], int]]:
     """Return, by name, what delivers an epoch and returns its rows."""
     import datasets
     import webdataset as wds
+    from torch.utils.data import DataLoader
 
     import logitstore
     from logitstore.stream import BatchStream
@@ -110,29 +106,29 @@ def contenders(
         cache_dir=str(scratch / "cache"),
     ).with_format("numpy")  # fmt: skip
 
-    def ours(where: Path) -> Iterator[Any]:
-        return load(BatchStream(where, batch, prefetch=prefetch), workers, batch_size=None)
+    def loader(dataset: Any, **options: Any) -> DataLoader[Any]:
+        return DataLoader(dataset, num_workers=workers, **options)
 
-    def npz(folder: str) -> Iterator[Any]:
+    def ours(where: Path) -> DataLoader[Any]:
+        return loader(BatchStream(where, batch, prefetch=2 if workers else 0), batch_size=None)
+
+    def npz(folder: str) -> DataLoader[Any]:
         urls = sorted(map(str, (scratch / folder).glob("*.tar")))
         pipeline = wds.WebDataset(urls, shardshuffle=False, workersplitter=wds.split_by_worker, empty_check=False)
-        return load(pipeline.decode().batched(batch, collation_fn=npz_batches), workers, batch_size=None)
+        return loader(pipeline.decode().batched(batch, collation_fn=npz_batches), batch_size=None)
 
-    def arrow() -> Iterator[Any]:
-        return load(parquet, workers, batch_size=batch, collate_fn=partial(parquet_batches, slots))
-
-    makers: dict[str, Callable[[], Iterator[Any]]] = {
-        "logitstore, Zarr shards": partial(ours, path),
-        "logitstore, tar shards": partial(ours, tars),
-        "WebDataset, .npz": partial(npz, "npz"),
-        "WebDataset, .npz not compressed": partial(npz, "npz-plain"),
-        "datasets, Parquet": arrow,
+    loaders: dict[str, DataLoader[Any]] = {
+        "logitstore, Zarr shards": ours(path),
+        "logitstore, tar shards": ours(tars),
+        "WebDataset, .npz": npz("npz"),
+        "WebDataset, .npz not compressed": npz("npz-plain"),
+        "datasets, Parquet": loader(parquet, batch_size=batch, collate_fn=partial(parquet_batches, slots)),
     }
 
-    def epoch(make: Callable[[], Iterator[Any]]) -> int:
-        return sum(batch["tokens"].numel() for batch in make())
+    def epoch(batches: DataLoader[Any]) -> int:
+        return sum(batch["tokens"].numel() for batch in batches)
 
-    return {name: partial(epoch, make) for name, make in makers.items()}
+    return {name: partial(epoch, batches) for name, batches in loaders.items()}
 
 
 def bytes_of(folder: Path) -> int:
@@ -142,7 +138,6 @@ def bytes_of(folder: Path) -> int:
 @click.command(help=__doc__.splitlines()[0])
 @click.argument("store", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--batch", default=8, show_default=True, help="Documents of a batch.")
-@click.option("--documents", default=None, type=int, help="Use only the first so many.")
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--workers", default=0, show_default=True, help="DataLoader workers; 0 measures one process on one core.")
 @click.option("--folder", type=click.Path(exists=True, file_okay=False, path_type=Path), help="For the peers' files.")
@@ -150,7 +145,6 @@ def bytes_of(folder: Path) -> int:
 def main(
     store: Path,
     batch: int,
-    documents: int | None,
     rounds: int,
     workers: int,
     folder: Path | None,
@@ -176,7 +170,7 @@ def main(
             write_npz(opened, scratch / "npz", compressed=True)
             write_npz(opened, scratch / "npz-plain", compressed=False)
             write_parquet(opened, scratch / "parquet")
-        found = contenders(store, tars, scratch, batch, workers, prefetch=0 if not workers else 2)
+        found = contenders(store, tars, scratch, batch, workers)
         for contender, epoch in found.items():
             if epoch() != rows:
                 raise click.ClickException(f"{contender} does not deliver the {rows} rows of the store")

@@ -149,17 +149,18 @@ def decode_slice(
     Only the rows asked for are decoded, into ``out`` if it is given: contiguous, of the result's shape and type.
     Errors as `decode`.
     """
+    dtype = np.dtype(dtype)
     if not 0 <= start <= stop <= shape[0]:
         raise InvalidArgumentError(f"rows {start}:{stop} are not within the {shape[0]} of the chunk")
     if out is not None and not (
-        out.shape == (stop - start, *shape[1:]) and out.dtype == np.dtype(dtype) and out.flags.c_contiguous
+        out.shape == (stop - start, *shape[1:]) and out.dtype == dtype and out.flags.c_contiguous
     ):
         raise InvalidArgumentError(
-            f"out is contiguous, of shape {(stop - start, *shape[1:])} and type {np.dtype(dtype)}; "
+            f"out is contiguous, of shape {(stop - start, *shape[1:])} and type {dtype}; "
             f"found shape {out.shape} and type {out.dtype}"
         )
     view = memoryview(data).cast("B").toreadonly()
-    code = _dtype_code(kind, np.dtype(dtype))
+    code = _dtype_code(kind, dtype)
     if out is None:
         out = np.empty((stop - start, *shape[1:]), dtype)
     bound = vocab_size if kind == "ids" else 0

@@ -6,11 +6,10 @@ file". Chunks are those of the codec, and carry their own checksums; the header'
 
 from __future__ import annotations
 
-import dataclasses
 import struct
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -120,11 +119,11 @@ def encode_document(header: DocumentHeader, fields: Sequence[Field], rows: RowBa
     return EncodedDocument(b"".join([header.pack(len(fields), packed), packed, *chunks]), sizes)
 
 
-@dataclass(frozen=True)
-class _Array:
+class _Array(NamedTuple):
     """An array of a document file: its type, and where its chunks lie."""
 
     field: Field
+    chunk_rows: int
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
 
@@ -183,13 +182,13 @@ class DocumentFile:
 
     def _check_header(self) -> None:
         header = self.header
-        for name, largest in (
-            ("rows", layout.MAX_CHUNK_ROWS),
-            ("slots", layout.MAX_SLOTS - 1),
-            ("vocab_size", layout.MAX_VOCAB_SIZE),
+        for name, found, largest in (
+            ("rows", header.rows, layout.MAX_CHUNK_ROWS),
+            ("slots", header.slots, layout.MAX_SLOTS - 1),
+            ("vocab_size", header.vocab_size, layout.MAX_VOCAB_SIZE),
         ):
-            if not 1 <= getattr(header, name) <= largest:
-                raise CorruptDataError(f"{name} of a document file is 1 to {largest}, found {getattr(header, name)}")
+            if not 1 <= found <= largest:
+                raise CorruptDataError(f"{name} of a document file is 1 to {largest}, found {found}")
         if header.slots > header.vocab_size:
             raise CorruptDataError(f"slots are at most the {header.vocab_size} ids there are, found {header.slots}")
 
@@ -218,7 +217,7 @@ class DocumentFile:
             for size in sizes:
                 offsets.append(offset)
                 offset += _padded(size)
-            yield name, _Array(dataclasses.replace(known[name], chunk_rows=chunk_rows), tuple(offsets), sizes)
+            yield name, _Array(known[name], chunk_rows, tuple(offsets), sizes)
         if len(table) != -(-position // layout.CHUNK_ALIGNMENT) * layout.CHUNK_ALIGNMENT:
             raise CorruptDataError(f"the table of arrays has {position} bytes and padding, found {len(table)}")
 
@@ -237,7 +236,7 @@ class DocumentFile:
         """
         for name, target in out.items():
             array = self._arrays[name]
-            step = array.field.chunk_rows
+            step = array.chunk_rows
             for number in range(start // step, -(-stop // step)):
                 base = number * step
                 low, high = max(start - base, 0), min(stop - base, step)
@@ -264,7 +263,7 @@ class DocumentFile:
 
 @lru_cache(8)
 def _fields_of(slots: int, vocab_size: int, temperatures: int) -> dict[str, Field]:
-    """Every array a document may have; chunks have as many rows as its own table says."""
+    """Every array a document may have. How many rows its chunks have is for the file's own table to say."""
     fields: dict[str, Field] = {}
     for values in ("logprob", "logit"):
         for field in row_fields(

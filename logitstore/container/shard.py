@@ -167,7 +167,8 @@ class ShardReader:
         except CorruptDataError as error:
             self.close()
             raise error.at(path=self.path, shard=shard) from None
-        self._checked = np.zeros(chunks, bool)
+        self._chunks: list[list[int]] = self._index.tolist()
+        self._checked = [False] * chunks
 
     def _check_header(self, store_id: bytes, rows: int) -> None:
         if self.size < layout.SHARD_HEADER_BYTES:
@@ -204,7 +205,7 @@ class ShardReader:
 
     def chunk(self, number: int) -> memoryview:
         """Bytes of a chunk, checked on first use. Valid while the reader is open."""
-        offset, size = (int(value) for value in self._index[number])
+        offset, size = self._chunks[number]
         data = self._file.read(offset, offset + size)
         if self._verify and not self._checked[number]:
             self._check_chunk(number, offset, data)
@@ -230,17 +231,17 @@ class ShardReader:
 
     def read(self, start: int, stop: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Decode rows ``start:stop``, counted from the first row of the shard, into ``out`` if it is given."""
-        field = self._field
+        field, step = self._field, self._field.chunk_rows
         if out is None:
             out = np.empty((stop - start, *field.row_shape), field.dtype)
-        for number in range(start // field.chunk_rows, -(-stop // field.chunk_rows)):
-            base = number * field.chunk_rows
-            low, high = max(start - base, 0), min(stop - base, field.chunk_rows)
+        for number in range(start // step, -(-stop // step)):
+            base = number * step
+            low = max(start - base, 0)
             data = self.chunk(number)
             try:
                 if field.kind == "raw" and len(data) != field.raw_chunk_bytes:
                     raise CorruptDataError(f"chunk {number} has {len(data)} bytes, expected {field.raw_chunk_bytes}")
-                field.decode_chunk(data, low, out[base + low - start : base + high - start])
+                field.decode_chunk(data, low, out[base + low - start : base + step - start])
             except (CorruptDataError, UnsupportedVersionError) as error:
                 raise error.at(path=self.path, shard=self._shard, row=self._first_row + base + low) from None
         return out

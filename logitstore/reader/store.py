@@ -115,6 +115,9 @@ class Store:
             "values" if field.name in ("logprobs", "logits") else field.name: field
             for field in self.manifest.row_fields
         }
+        self._layout = {
+            name: (field.name, np.dtype(field.dtype), field.row_shape) for name, field in self._row_fields.items()
+        }
         limits: Any = {"verify": verify, "open_files": open_files, "max_bytes": max_bytes}
         self._rows: RowFiles = (
             TarRows(files, self.manifest, self._tables, **limits)
@@ -279,15 +282,18 @@ class Store:
             raise InvalidArgumentError(
                 f"rows {start}:{stop} are not within the {self.manifest.rows} rows of the store", path=self.path
             )
-        self._require_fields(out)
+        arrays = {}
         for name, array in out.items():
-            field = self._row_fields[name]
-            if array.shape != (stop - start, *field.row_shape) or array.dtype != field.dtype:
+            if name not in self._layout:
+                self._require_fields([name])
+            stored, dtype, row_shape = self._layout[name]
+            if array.dtype != dtype or array.shape != (stop - start, *row_shape):
                 raise InvalidArgumentError(
-                    f"{name} of rows {start}:{stop} is {field.dtype} of shape {(stop - start, *field.row_shape)}, "
-                    f"found {array.dtype} of shape {array.shape}", path=self.path,
+                    f"{name} of rows {start}:{stop} is {dtype} of shape {(stop - start, *row_shape)}, found "
+                    f"{array.dtype} of shape {array.shape}", path=self.path,
                 )  # fmt: skip
-        self._rows.read(start, stop, {self._row_fields[name].name: array for name, array in out.items()})
+            arrays[stored] = array
+        self._rows.read(start, stop, arrays)
 
     def _require_fields(self, names: Iterable[str]) -> None:
         if unknown := set(names) - set(self._row_fields):

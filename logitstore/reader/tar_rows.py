@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from logitstore import layout
-from logitstore.container.document import DocumentFile
+from logitstore.container.document import DocumentFile, DocumentHeader
 from logitstore.container.shard_table import ShardTable, file_record
 from logitstore.container.tar_index import IndexRecord, shard_name
 from logitstore.errors import CorruptDataError, LogitStoreError, TruncatedDataError
@@ -47,20 +48,25 @@ class TarRows:
         self._table = ShardTable(files, manifest.record_bytes, manifest.row_shards)
         self._open: OpenFiles[RandomFile] = OpenFiles(open_files, max_bytes)
         self._documents: dict[int, int] = {}
+        self._names = tuple(field.name for field in manifest.row_fields)
+        self._header = DocumentHeader(
+            bytes.fromhex(manifest.store_id), 0, 0, 0, manifest.slots, manifest.vocab_size, len(manifest.temperatures)
+        )
 
     def record(self, document: int) -> IndexRecord:
         """Return a document's record in the index, checked."""
-        place = self._files.place(layout.INDEX_FILE)
         size = layout.INDEX_RECORD_BYTES
         try:
             record = IndexRecord.unpack(self._tables.read(layout.INDEX_FILE, document * size, (document + 1) * size))
         except LogitStoreError as error:
-            raise type(error)(f"document {document}: {error.message}", path=error.path or place) from None
+            place = error.path or self._files.place(layout.INDEX_FILE)
+            raise type(error)(f"document {document}: {error.message}", path=place) from None
         end = record.first_row + record.rows
         if not 1 <= record.rows <= end <= self._manifest.rows or (end == self._manifest.rows) != (
             document == self._manifest.documents - 1
         ):
-            raise CorruptDataError(f"document {document} has rows {record.first_row} to {end}", path=place)
+            message = f"document {document} has rows {record.first_row} to {end}"
+            raise CorruptDataError(message, path=self._files.place(layout.INDEX_FILE))
         return record
 
     def offsets(self, start: int, stop: int) -> NDArray[Any]:
@@ -128,7 +134,6 @@ class TarRows:
     def file(self, document: int, record: IndexRecord) -> DocumentFile:
         """Open a document's file in its tar and compare what it says with the manifest and the index."""
         tar = self.tar(record.shard)
-        path = self._files.place(shard_name(record.shard))
         if record.offset + record.size > tar.size:
             message = f"document {document} ends at byte {record.offset + record.size} of {tar.size}"
             raise CorruptDataError(message, path=self._files.place(layout.INDEX_FILE), row=record.first_row)
@@ -136,23 +141,20 @@ class TarRows:
             file = DocumentFile(lambda start, stop: tar.read(record.offset + start, record.offset + stop), record.size)
         except LogitStoreError as error:
             message = f"document {document}: {error.message}"
+            path = self._files.place(shard_name(record.shard))
             raise type(error)(message, path=path, shard=record.shard, row=record.first_row) from None
-        header, manifest = file.header, self._manifest
-        found = (
-            header.store_id.hex(), header.document, header.first_row, header.rows, header.slots, header.vocab_size,
-            header.temperatures, file.names,
-        )  # fmt: skip
-        expected = (
-            manifest.store_id, document, record.first_row, record.rows, manifest.slots, manifest.vocab_size,
-            len(manifest.temperatures), tuple(field.name for field in manifest.row_fields),
-        )  # fmt: skip
-        what = ("store", "document", "first row", "rows", "slots", "vocabulary", "temperatures", "arrays")
-        for name, is_, should in zip(what, found, expected, strict=True):
-            if is_ != should:
-                raise CorruptDataError(
-                    f"the file of document {document} holds {name} {is_}, expected {should}: another was put here",
-                    path=path, shard=record.shard, row=record.first_row,
-                )  # fmt: skip
+        expected = dataclasses.replace(self._header, document=document, first_row=record.first_row, rows=record.rows)
+        if file.header != expected or file.names != self._names:
+            found = [
+                (field.name, getattr(file.header, field.name), getattr(expected, field.name))
+                for field in dataclasses.fields(DocumentHeader)
+            ]
+            found.append(("arrays", file.names, self._names))
+            name, is_, should = next(item for item in found if item[1] != item[2])
+            raise CorruptDataError(
+                f"the file of document {document} holds {name} {is_!r}, expected {should!r}: another was put here",
+                path=self._files.place(shard_name(record.shard)), shard=record.shard, row=record.first_row,
+            )  # fmt: skip
         return file
 
     def tar(self, shard: int) -> RandomFile:

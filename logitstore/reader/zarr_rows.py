@@ -29,6 +29,7 @@ class ZarrRows:
         self._files = files
         self._manifest = manifest
         self._fields = {field.name: field for field in (*manifest.row_fields, *DOCUMENT_FIELDS)}
+        self._rows_per_shard = {name: manifest.geometry(field)[1] for name, field in self._fields.items()}
         self._check_arrays()
         self._shards = ShardCache(files, manifest, verify=verify, capacity=open_files, max_bytes=max_bytes)
 
@@ -65,8 +66,7 @@ class ZarrRows:
     def read(self, start: int, stop: int, out: Mapping[str, NDArray[Any]]) -> None:
         """See `RowFiles`. Takes the arrays about documents as well, whose rows are documents."""
         for name, target in out.items():
-            field = self._fields[name]
-            _, rows_per_shard = self._manifest.geometry(field)
+            field, rows_per_shard = self._fields[name], self._rows_per_shard[name]
             for shard in range(start // rows_per_shard, -(-stop // rows_per_shard)):
                 base = shard * rows_per_shard
                 low, high = max(start, base), min(stop, base + rows_per_shard)

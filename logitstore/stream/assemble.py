@@ -1,0 +1,157 @@
+"""Batches decoded straight into their tensors: the same, bit for bit, as `Collate` makes of documents."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from logitstore.reader import Rows
+from logitstore.stream.batch_fields import IGNORED, PADDING, SLOTTED, TORCH_TYPES, values_name
+from logitstore.stream.piece_reader import PieceReader
+from logitstore.stream.tensors import tensor_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from logitstore.reader import Store
+    from logitstore.stream.collate import Collate
+    from logitstore.stream.plan import Layout
+    from logitstore.stream.tensors import Allocate
+
+    Arrays = dict[str, NDArray[Any]]
+
+__all__ = ["Assembler"]
+
+
+class Assembler:
+    """Makes batches out of layouts. Safe to use from several threads.
+
+    Parameters
+    ----------
+    store, collate
+        What is read, and how it is laid out.
+    allocate
+        Makes the tensors.
+    skip_corrupt
+        Whether pieces that cannot be read are left blank; else they raise.
+    """
+
+    def __init__(self, store: Store, collate: Collate, allocate: Allocate, *, skip_corrupt: bool = False) -> None:
+        self._store = store
+        self._collate = collate
+        self._allocate = allocate
+        self._skip_corrupt = skip_corrupt
+        manifest = store.manifest
+        absent = {"counts": not manifest.has_counts, "lse_T": not manifest.temperatures}
+        available = [name for name in PADDING if not absent.get(name)]
+        self._fields = collate.delivered(available)
+        self._values_name = values_name(collate.values, manifest.values)
+        self._derives = "values" in self._fields and self._values_name != f"{manifest.values}s"
+        slotted = not set(SLOTTED).isdisjoint(self._fields)
+        self._sorts = slotted and collate.order == "logit"
+        self._picks = slotted and collate.entries == "flat"
+        # A field is decoded into the batch itself, unless its entries must be sorted, picked or derived first.
+        staged = set(SLOTTED) if self._sorts or self._picks else {"values"} if self._derives else set()
+        needed = set(self._fields)
+        needed |= {"lse"} if self._derives else set()
+        needed |= {"ids"} if self._picks else set()
+        needed |= set(SLOTTED).intersection(available) if self._sorts else set()
+        self._direct = [name for name in self._fields if name not in staged]
+        self._staged = [name for name in available if name in needed and name not in self._direct]
+        self._widths = dict.fromkeys(SLOTTED, (manifest.slots,)) | {"lse_T": (len(manifest.temperatures),)}
+
+    def make(self, layout: Layout) -> dict[str, Tensor]:
+        """Return the batch of a layout: what `Collate` describes, and ``skipped``, ``()`` int64.
+
+        Pieces of document -1 are left blank, as are skipped ones: they keep their place in ``attention_mask``,
+        ``position_ids`` and segments, with token 0, no label, no entries and document -1.
+
+        Raises
+        ------
+        CorruptDataError
+            A document cannot be read, unless those are skipped.
+        """
+        shape = layout.sequences, self._collate.columns(layout.longest)
+        teacher: dict[str, Tensor] = {}
+        pieces = PieceReader(layout, shape[1], self._empty_arrays(shape, teacher))
+        pieces.read(self._store, skip_corrupt=self._skip_corrupt)
+        batch = {name: self._tensor(array.reshape(shape)) for name, array in _student(pieces).items()} | teacher
+        if self._staged:
+            batch |= {name: self._tensor(array) for name, array in self._entries(pieces.arrays, shape).items()}
+        if self._collate.pack:
+            ends = np.arange(shape[0] + 1) * shape[1]
+            edges = np.unique(np.concatenate([pieces.starts, pieces.starts + layout.rows, ends])).astype(np.int32)
+            batch["cu_seqlens"] = self._tensor(edges)
+            batch["max_seqlen"] = self._tensor(np.array(np.diff(edges).max(), np.int32))
+        batch["skipped"] = self._tensor(np.array(pieces.skipped))
+        return batch
+
+    def _tensor(self, array: NDArray[Any]) -> Tensor:
+        return tensor_of(array, self._allocate)
+
+    def _empty_arrays(self, shape: tuple[int, int], teacher: dict[str, Tensor]) -> Arrays:
+        """Return arrays for all rows of a batch; those of direct fields are the memory of tensors put in `teacher`."""
+        rows = shape[0] * shape[1]
+        arrays: Arrays = {"tokens": np.empty(rows, np.uint32), "mask": np.empty(rows, np.uint8)}
+        for name in self._direct:
+            width = self._widths.get(name, ())
+            tensor = self._allocate((*shape, *width), TORCH_TYPES[name])
+            teacher[self._values_name if name == "values" else name] = tensor
+            arrays[name] = tensor.numpy().view(PADDING[name].dtype).reshape(rows, *width)
+        for name in self._staged:
+            arrays[name] = np.empty((rows, *self._widths.get(name, ())), PADDING[name].dtype)
+        return arrays
+
+    def _entries(self, arrays: Arrays, shape: tuple[int, int]) -> Arrays:
+        """Sort, derive and pick the entries of staged fields."""
+        stored: dict[str, Any] = {name: arrays.get(name) for name in ("tokens", "mask", *PADDING)}
+        rows = Rows(**stored, stores=self._store.manifest.values)
+        if self._sorts:
+            rows = rows.by_logit()
+        used = rows.ids != PADDING["ids"] if self._picks else None
+        entries: Arrays = {}
+        for name in self._fields:
+            if name in self._direct:
+                continue
+            array = getattr(rows, name)
+            if name == "values" and self._derives:
+                # Where the teacher was not asked lse is NaN, and an unused slot would become NaN too.
+                array = np.where(np.isneginf(array), np.float32(-np.inf), getattr(rows, self._values_name))
+            if name == "ids":
+                array = array.view(np.int32)
+            array = array.reshape(*shape, *array.shape[1:]) if used is None else array[used]
+            entries[self._values_name if name == "values" else name] = array
+        if used is not None:
+            entries["entry_offsets"] = np.concatenate([np.zeros(1, np.int64), np.cumsum(used.sum(axis=1))])
+        return entries
+
+
+def _student(pieces: PieceReader) -> Arrays:
+    """Return everything but what the teacher said, of all rows, flattened."""
+    starts, rows, tokens = pieces.starts, pieces.layout.rows, pieces.arrays["tokens"]
+    ends = starts + rows - 1
+    target = pieces.arrays["mask"] != 0
+    target[ends] &= pieces.layout.follows
+    labels = np.empty(len(tokens), np.int64)
+    labels[:-1] = tokens[1:]
+    labels[ends] = pieces.following
+    labels[~target] = IGNORED
+    before = np.cumsum(rows) - rows
+    count = np.arange(rows.sum())
+    at = count + np.repeat(starts - before, rows)
+    attention = np.zeros(len(tokens), np.bool_)
+    attention[at] = True
+    positions = np.zeros(len(tokens), np.int64)
+    positions[at] = count - np.repeat(before, rows)
+    documents = np.full(len(tokens), -1, np.int64)
+    documents[at] = np.repeat(pieces.documents, rows)
+    return {
+        "tokens": tokens.astype(np.int64),
+        "labels": labels,
+        "mask": target,
+        "attention_mask": attention,
+        "position_ids": positions,
+        "document_ids": documents,
+    }

@@ -1,0 +1,40 @@
+"""A stream as the source of a WebDataset pipeline."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import webdataset as wds
+from torch.utils.data import DataLoader
+
+from logitstore.stream import BatchStream, Collate
+from tests.stream.epochs import fingerprint, fingerprints
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+PACKED = Collate(seq_len=12, pack=True)
+
+
+@pytest.fixture
+def make(path: Any) -> Callable[..., BatchStream]:
+    return lambda **changes: BatchStream(path, 2, **({"collate": PACKED, "window": 6, "prefetch": 1} | changes))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_webdataset_pipeline(make: Any, workers: int) -> None:
+    stream = make()
+    pipeline = wds.DataPipeline(stream, wds.map(_with_length))
+    batches = list(DataLoader(pipeline, batch_size=None, num_workers=workers))
+    assert [fingerprint(batch, without=("cursor", "length", "__key__")) for batch in batches] == fingerprints(make())
+    assert all(batch["length"] == len(batch["tokens"]) for batch in batches)
+    resumed = make()
+    resumed.load_state_dict(stream.state_dict(batches[3]))
+    assert fingerprints(resumed) == fingerprints(list(make())[4:])
+
+
+def _with_length(batch: dict[str, Any]) -> dict[str, Any]:
+    return {**batch, "length": len(batch["tokens"])}
