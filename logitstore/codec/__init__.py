@@ -1,5 +1,5 @@
 """Codecs: pure functions from arrays to bytes and back. They know nothing of files, zarr or torch."""
 
-from logitstore.codec.exact import Kind, decode, decode_slice, encode
+from logitstore.codec.exact import ChunkDecoder, Kind, decode, decode_slice, encode
 
-__all__ = ["Kind", "decode", "decode_slice", "encode"]
+__all__ = ["ChunkDecoder", "Kind", "decode", "decode_slice", "encode"]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
     from typing_extensions import Buffer
 
-__all__ = ["Kind", "decode", "decode_slice", "encode"]
+__all__ = ["ChunkDecoder", "Kind", "decode", "decode_slice", "encode"]
 
 Kind = Literal["ids", "values", "flat"]
 
@@ -152,64 +152,79 @@ def decode_slice(
     dtype = np.dtype(dtype)
     if not 0 <= start <= stop <= shape[0]:
         raise InvalidArgumentError(f"rows {start}:{stop} are not within the {shape[0]} of the chunk")
-    if out is not None and not (
-        out.shape == (stop - start, *shape[1:]) and out.dtype == dtype and out.flags.c_contiguous
-    ):
+    if out is None:
+        out = np.empty((stop - start, *shape[1:]), dtype)
+    elif not (out.shape == (stop - start, *shape[1:]) and out.dtype == dtype and out.flags.c_contiguous):
         raise InvalidArgumentError(
             f"out is contiguous, of shape {(stop - start, *shape[1:])} and type {dtype}; "
             f"found shape {out.shape} and type {out.dtype}"
         )
     view = memoryview(data).cast("B").toreadonly()
-    code = _dtype_code(kind, dtype)
-    if out is None:
-        out = np.empty((stop - start, *shape[1:]), dtype)
-    bound = vocab_size if kind == "ids" else 0
-    if not use_reference and not (verify and _checksum_differs(view)):
-        bits = np.frombuffer(view, np.uint8)
-        if fast_chunk.decode_chunk(bits, _KINDS[kind], code, shape, bound, start, stop, out.view(BITS_DTYPE[code])):
-            return out
-    return _decode_carefully(view, kind, code, shape, bound, start, stop, out, verify, use_reference)
-
-
-def _checksum_differs(view: memoryview) -> bool:
-    return len(view) > layout.CRC_BYTES and google_crc32c.value(
-        np.frombuffer(view[: -layout.CRC_BYTES], np.uint8)
-    ) != int.from_bytes(view[-layout.CRC_BYTES :], "little")
-
-
-def _decode_carefully(
-    view: memoryview,
-    kind: Kind,
-    code: int,
-    shape: tuple[int, ...],
-    bound: int,
-    start: int,
-    stop: int,
-    out: NDArray[Any],
-    verify: bool,
-    use_reference: bool,
-) -> NDArray[Any]:
-    """Step by step, so that what is wrong with a chunk can be named."""
-    header = read_header(view, verify=verify)
-    if kind == "flat":
-        expected = (_KINDS[kind], code, -(-shape[0] // layout.FLAT_GROUP), layout.FLAT_GROUP, 0)
-        if header.entries != shape[0]:
-            raise CorruptDataError(f"the chunk holds {header.entries} elements, expected {shape[0]}")
-    else:
-        expected = (_KINDS[kind], code, shape[0], shape[1], bound)
-    found = (header.kind, header.dtype, header.rows, header.slots, header.bound)
-    if found != expected:
-        raise CorruptDataError(f"the chunk has (kind, type, rows, slots, vocabulary) {found}, expected {expected}")
-    group = layout.FLAT_GROUP if kind == "flat" else 1
-    first, last = start // group, -(-stop // group)
+    slots = 0 if kind == "flat" else shape[1]
+    decoder = ChunkDecoder(kind, dtype, slots, vocab_size)
     if use_reference:
-        bits = reference.decode_payload(header, view, first, last)
+        decoder.decode_carefully(view, shape[0], start, out, verify=verify, use_reference=True)
     else:
-        bits = fast_decode.decode_rows(header, np.frombuffer(view, np.uint8), first, last)
-    if kind == "flat":
-        bits = bits.reshape(-1)[start - first * group : stop - first * group]
-    out[...] = bits.view(NATIVE_DTYPE[code])
+        decoder.decode_into(view, shape[0], start, out, verify=verify)
     return out
+
+
+class ChunkDecoder:
+    """Decodes chunks of one array into arrays of the caller's, who answers for their shape and type.
+
+    Parameters
+    ----------
+    kind, dtype
+        Of the array.
+    slots
+        Entries a row has room for; 0 for ``flat``, whose rows here are single elements.
+    vocab_size
+        For ``ids``.
+    """
+
+    def __init__(self, kind: Kind, dtype: DTypeLike, slots: int, vocab_size: int) -> None:
+        self._kind: Kind = kind
+        self._slots = slots
+        self._bound = vocab_size if kind == "ids" else 0
+        self._code = _dtype_code(kind, np.dtype(dtype))
+        self._bits: np.dtype[Any] = np.dtype(BITS_DTYPE[self._code])
+        self._fast = fast_chunk.RowDecoder(_KINDS[kind], self._code, slots, self._bound)
+
+    def decode_into(self, data: memoryview, rows: int, start: int, out: NDArray[Any], *, verify: bool) -> None:
+        """Decode rows from ``start`` on, as many as ``out`` has, out of the ``rows`` of a chunk. Errors as `decode`."""
+        array = np.frombuffer(data, np.uint8)
+        if not (verify and _checksum_differs(array)) and self._fast(array, rows, start, out.view(self._bits)):
+            return
+        self.decode_carefully(array.data, rows, start, out, verify=verify)
+
+    def decode_carefully(
+        self, view: memoryview, rows: int, start: int, out: NDArray[Any], *, verify: bool, use_reference: bool = False
+    ) -> None:
+        """Do the same step by step, so that what is wrong with a chunk can be named."""
+        header = read_header(view, verify=verify)
+        group = layout.FLAT_GROUP if self._kind == "flat" else 1
+        slots = layout.FLAT_GROUP if self._kind == "flat" else self._slots
+        if self._kind == "flat" and header.entries != rows:
+            raise CorruptDataError(f"the chunk holds {header.entries} elements, expected {rows}")
+        expected = (_KINDS[self._kind], self._code, -(-rows // group), slots, self._bound)
+        found = (header.kind, header.dtype, header.rows, header.slots, header.bound)
+        if found != expected:
+            raise CorruptDataError(f"the chunk has (kind, type, rows, slots, vocabulary) {found}, expected {expected}")
+        stop = start + len(out)
+        first, last = start // group, -(-stop // group)
+        if use_reference:
+            bits = reference.decode_payload(header, view, first, last)
+        else:
+            bits = fast_decode.decode_rows(header, np.frombuffer(view, np.uint8), first, last)
+        if self._kind == "flat":
+            bits = bits.reshape(-1)[start - first * group : stop - first * group]
+        out[...] = bits.view(NATIVE_DTYPE[self._code])
+
+
+def _checksum_differs(array: NDArray[np.uint8]) -> bool:
+    return len(array) <= layout.CRC_BYTES or google_crc32c.value(array[: -layout.CRC_BYTES]) != int.from_bytes(
+        array[-layout.CRC_BYTES :].data, "little"
+    )
 
 
 def _dtype_code(kind: Kind, dtype: np.dtype[Any]) -> int:

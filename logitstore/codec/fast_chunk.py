@@ -16,12 +16,12 @@ from logitstore.codec.fast_rows import ONES, SPARE, decode_residuals
 from logitstore.codec.header import DTYPE_BITS
 from logitstore.codec.intrinsics import load_u64
 from logitstore.codec.kernels import inlined, kernel
-from logitstore.codec.transform import UNUSED
+from logitstore.codec.transform import BITS_DTYPE, UNUSED
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["decode_chunk"]
+__all__ = ["RowDecoder"]
 
 _MAGIC = int.from_bytes(layout.CHUNK_MAGIC, "little")
 _IDS, _FLAT = layout.KIND_IDS, layout.KIND_FLAT
@@ -169,48 +169,53 @@ def _decode(
     return True
 
 
-def decode_chunk(
-    data: NDArray[np.uint8],
-    kind: int,
-    dtype: int,
-    shape: tuple[int, ...],
-    bound: int,
-    start: int,
-    stop: int,
-    out: NDArray[Any],
-) -> bool:
-    """Decode entries ``start:stop`` of the first axis of a chunk, whose checksum is somebody else's affair.
+class RowDecoder:
+    """Decodes rows of chunks of one array; the arguments are what tells a chunk's header from another array's.
 
     Parameters
     ----------
-    data
-        All bytes of the chunk, contiguous.
     kind, dtype
         Their codes in `layout`.
-    shape
-        ``(rows, slots)``; ``(elements,)`` of a flat chunk.
+    slots
+        Entries a row has room for; 0 of a flat array.
     bound
         The vocabulary size of ids; 0 for all else.
-    out
-        Contiguous, of the type's bits and of the shape of what is asked for.
-
-    Returns
-    -------
-    bool
-        False where the chunk is not a sound one of this description; what is in ``out`` is then anything.
     """
-    if len(data) < layout.CHUNK_HEADER_BYTES + layout.CRC_BYTES:
-        return False
-    is_float = dtype in (layout.DTYPE_FLOAT16, layout.DTYPE_FLOAT32)
-    unused = out.dtype.type(UNUSED.get(dtype, 0) if kind != _IDS else layout.UNUSED_ID)
-    if kind == _FLAT:
-        rows, slots, elements = -(-shape[0] // _GROUP), _GROUP, shape[0]
-        first, last, skip = start // _GROUP, -(-stop // _GROUP), start % _GROUP
-    else:
-        rows, slots, elements = shape[0], shape[1], 0
-        first, last, skip = start, stop, 0
-    sound = _decode(
-        data, kind, dtype, DTYPE_BITS[dtype], rows, slots, bound, elements, first, last, skip, is_float, unused, ONES,
-        out,
-    )  # fmt: skip
-    return bool(sound)
+
+    def __init__(self, kind: int, dtype: int, slots: int, bound: int) -> None:
+        self._flat = kind == _FLAT
+        self._described = kind, dtype, DTYPE_BITS[dtype]
+        self._slots = layout.FLAT_GROUP if self._flat else slots
+        self._bound = bound
+        self._is_float = dtype in (layout.DTYPE_FLOAT16, layout.DTYPE_FLOAT32)
+        self._unused = np.dtype(BITS_DTYPE[dtype]).type(layout.UNUSED_ID if kind == _IDS else UNUSED.get(dtype, 0))
+
+    def __call__(self, data: NDArray[np.uint8], rows: int, start: int, out: NDArray[Any]) -> bool:
+        """Decode rows from ``start`` on, as many as ``out`` has, out of the ``rows`` of a chunk.
+
+        Parameters
+        ----------
+        data
+            All bytes of the chunk, contiguous. Its checksum is somebody else's affair.
+        rows
+            Of the chunk; elements of a flat one.
+        out
+            Contiguous, of the type's bits.
+
+        Returns
+        -------
+        bool
+            False where the chunk is not a sound one of this description; what is in ``out`` is then anything.
+        """
+        if len(data) < layout.CHUNK_HEADER_BYTES + layout.CRC_BYTES:
+            return False
+        first, last, skip, elements = start, start + len(out), 0, 0
+        if self._flat:
+            elements, rows = rows, -(-rows // _GROUP)
+            first, last, skip = start // _GROUP, -(-last // _GROUP), start % _GROUP
+        return bool(
+            _decode(
+                data, *self._described, rows, self._slots, self._bound, elements, first, last, skip, self._is_float,
+                self._unused, ONES, out,
+            )
+        )  # fmt: skip

@@ -37,8 +37,7 @@ __all__ = ["DocumentFile", "DocumentHeader", "EncodedDocument", "encode_document
 _ORDER = ("tokens", "ids", "logprobs", "logits", "lse", "label_logprob", "mask", "counts", "lse_T")
 
 
-@dataclass(frozen=True)
-class DocumentHeader:
+class DocumentHeader(NamedTuple):
     """What a document file says of itself before its arrays.
 
     Attributes
@@ -201,10 +200,11 @@ class DocumentFile:
                 raise CorruptDataError("the table of arrays ends inside an entry")
             raw, chunk_rows, chunks = struct.unpack_from(layout.ARRAY_ENTRY, table, position)
             position += layout.ARRAY_ENTRY_BYTES
-            name = raw.rstrip(b"\0").decode("ascii", "replace")
-            if name not in known or _ORDER.index(name) <= last:
+            place, field = known.get(raw, (-1, None))
+            name = raw.rstrip(b"\0").decode("ascii", "replace") if field is None else field.name
+            if field is None or place <= last:
                 raise CorruptDataError(f"arrays stand in the order {', '.join(_ORDER)}, found {name!r}")
-            last = _ORDER.index(name)
+            last = place
             if not 1 <= chunk_rows <= layout.MAX_CHUNK_ROWS or chunks != -(-header.rows // chunk_rows):
                 raise CorruptDataError(
                     f"{name} has {chunks} chunks of {chunk_rows} rows, which is not what {header.rows} rows take"
@@ -217,7 +217,7 @@ class DocumentFile:
             for size in sizes:
                 offsets.append(offset)
                 offset += _padded(size)
-            yield name, _Array(known[name], chunk_rows, tuple(offsets), sizes)
+            yield name, _Array(field, chunk_rows, tuple(offsets), sizes)
         if len(table) != -(-position // layout.CHUNK_ALIGNMENT) * layout.CHUNK_ALIGNMENT:
             raise CorruptDataError(f"the table of arrays has {position} bytes and padding, found {len(table)}")
 
@@ -262,15 +262,18 @@ class DocumentFile:
 
 
 @lru_cache(8)
-def _fields_of(slots: int, vocab_size: int, temperatures: int) -> dict[str, Field]:
-    """Every array a document may have. How many rows its chunks have is for the file's own table to say."""
-    fields: dict[str, Field] = {}
+def _fields_of(slots: int, vocab_size: int, temperatures: int) -> dict[bytes, tuple[int, Field]]:
+    """Every array a document may have, and its place among them, by its name as it stands in the table.
+
+    How many rows its chunks have is for the file's own table to say.
+    """
+    fields: dict[bytes, tuple[int, Field]] = {}
     for values in ("logprob", "logit"):
         for field in row_fields(
             slots=slots, vocab_size=vocab_size, values=values, counts=True, temperatures=temperatures,
             rows_per_shard=1,
         ):  # fmt: skip
-            fields[field.name] = field
+            fields[field.name.encode().ljust(16, b"\0")] = _ORDER.index(field.name), field
     return fields
 
 

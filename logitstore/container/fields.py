@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from logitstore import layout
-from logitstore.codec import decode_slice, encode
+from logitstore.codec import ChunkDecoder, encode
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from typing_extensions import Buffer
 
 __all__ = [
     "DOCUMENT_FIELDS",
@@ -92,7 +92,7 @@ class Field:
         return encode(array, self.kind, vocab_size=self.vocab_size)
 
     def decode_chunk(
-        self, data: Buffer, start: int, out: NDArray[Any], *, rows: int | None = None, verify: bool = False
+        self, data: memoryview, start: int, out: NDArray[Any], *, rows: int | None = None, verify: bool = False
     ) -> None:
         """Decode rows from ``start`` on into ``out``.
 
@@ -105,22 +105,21 @@ class Field:
         verify
             Whether to check the chunk's own checksum; not needed where its frame has been checked.
         """
-        stop = start + len(out)
         rows = self.chunk_rows if rows is None else rows
         if self.kind == "raw":
             # Length was checked against the chunk shape by the caller; crc32c follows the elements.
-            out[...] = np.frombuffer(memoryview(data), self.dtype, rows)[start:stop]
+            out[...] = np.frombuffer(data, self.dtype, rows)[start : start + len(out)]
         elif self.kind == "flat":
             width = self.columns or 1
-            decode_slice(
-                data, "flat", shape=(rows * width,), dtype=self.dtype, start=start * width,
-                stop=stop * width, verify=verify, out=out.reshape(-1),
-            )  # fmt: skip
+            flat = out if self.columns is None else out.reshape(-1)
+            self._decoder.decode_into(data, rows * width, start * width, flat, verify=verify)
         else:
-            decode_slice(
-                data, self.kind, shape=(rows, *self.row_shape), dtype=self.dtype, start=start, stop=stop,
-                vocab_size=self.vocab_size, verify=verify, out=out,
-            )  # fmt: skip
+            self._decoder.decode_into(data, rows, start, out, verify=verify)
+
+    @cached_property
+    def _decoder(self) -> ChunkDecoder:
+        assert self.kind != "raw"
+        return ChunkDecoder(self.kind, self.dtype, 0 if self.kind == "flat" else self.columns or 0, self.vocab_size)
 
 
 _FILL: dict[str, Any] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -143,12 +142,9 @@ class TarRows:
             message = f"document {document}: {error.message}"
             path = self._files.place(shard_name(record.shard))
             raise type(error)(message, path=path, shard=record.shard, row=record.first_row) from None
-        expected = dataclasses.replace(self._header, document=document, first_row=record.first_row, rows=record.rows)
+        expected = self._header._replace(document=document, first_row=record.first_row, rows=record.rows)
         if file.header != expected or file.names != self._names:
-            found = [
-                (field.name, getattr(file.header, field.name), getattr(expected, field.name))
-                for field in dataclasses.fields(DocumentHeader)
-            ]
+            found = list(zip(DocumentHeader._fields, file.header, expected, strict=True))
             found.append(("arrays", file.names, self._names))
             name, is_, should = next(item for item in found if item[1] != item[2])
             raise CorruptDataError(

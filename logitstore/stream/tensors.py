@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 if TYPE_CHECKING:
@@ -27,8 +28,13 @@ def allocator(*, in_worker: bool, pin_memory: bool) -> Allocate:
 
 
 def in_memory(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Return an uninitialised tensor."""
-    return torch.empty(shape, dtype=dtype)
+    """Return an uninitialised tensor.
+
+    NumPy asks the kernel for huge pages where an array is large, PyTorch does not: first touching 40 MB took 43 ms in
+    PyTorch's memory and 9 ms in NumPy's.
+    """
+    bytes_ = np.empty(math.prod(shape) * dtype.itemsize, np.uint8)
+    return torch.from_numpy(bytes_).view(dtype).view(shape)
 
 
 def in_shared_memory(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

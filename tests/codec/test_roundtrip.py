@@ -203,7 +203,7 @@ def test_sound_chunks_need_no_second_look(monkeypatch: pytest.MonkeyPatch) -> No
     def refuse(*arguments: Any) -> None:
         raise AssertionError("the fast way did not take a sound chunk")
 
-    monkeypatch.setattr("logitstore.codec.exact._decode_carefully", refuse)
+    monkeypatch.setattr("logitstore.codec.exact.ChunkDecoder.decode_carefully", refuse)
     generator = np.random.default_rng(0)
     ids = np.sort(generator.permuted(np.tile(np.arange(400, dtype=np.uint32), (50, 1)), axis=1)[:, :30], axis=1)
     ids[3, 7:] = 0xFFFFFFFF

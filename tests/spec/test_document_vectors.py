@@ -190,4 +190,4 @@ def test_round_trip(
     assert _open(data).header == header
     assert _read(data) == expected
     assert _read_plainly(decoder, data) == expected
-    assert vars(decoder.DocumentFile(data).header) == {**vars(header), "store_id": header.store_id.hex()}
+    assert vars(decoder.DocumentFile(data).header) == {**header._asdict(), "store_id": header.store_id.hex()}

@@ -129,6 +129,7 @@ def test_plain_tar_reads(tar_vector: tuple[Path, dict[str, Any]]) -> None:
 @pytest.mark.parametrize("name", ["plain", "drawn"])
 def test_webdataset_reads(spec: Path, name: str) -> None:
     import webdataset
+
     stores = spec / "vectors" / "stores"
     about = json.loads((stores / f"{name}.json").read_text(encoding="utf-8"))
     urls = [str(path) for path in sorted((stores / f"{name}.wds").glob("*.tar"))]
