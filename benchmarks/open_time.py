@@ -27,13 +27,13 @@ SLOTS = 8
 ROWS_PER_SHARD = 16
 
 
-def write_store(path: Path, shards: int) -> None:
+def write_store(path: Path, shards: int, container: str = "zarr") -> None:
     """Write a store in which every shard is one document."""
     prepare_directory(path)
     manifest = Manifest(
         store_id=f"{shards:032x}", complete=False, vocab_size=VOCAB_SIZE, padded_vocab_size=VOCAB_SIZE, slots=SLOTS,
         values="logprob", rows_per_shard=ROWS_PER_SHARD, selection={}, teacher={}, tokenizer={}, corpus={}, build={},
-        versions={},
+        versions={}, container=container, shard_bytes=int(container == "webdataset"),
     )  # fmt: skip
     random = np.random.default_rng(shards)
     with StoreWriter(path, manifest, holds_maximum=False) as writer:
