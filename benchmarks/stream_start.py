@@ -44,7 +44,7 @@ def states_at(path: Path, mode: str) -> list[Any]:
     from logitstore.stream import BatchStream, Collate
 
     stream = BatchStream(path, 4, collate=Collate() if mode == "padded" else Collate(seq_len=64, pack=True))
-    wanted = [int(share * len(stream)) for share in SHARES[1:]]
+    wanted = [max(1, int(share * len(stream))) for share in SHARES[1:]]
     found = {number: stream.state_dict(batch) for number, batch in enumerate(stream, 1) if number in wanted}
     return [None, *(found[number] for number in wanted)]
 
