@@ -11,7 +11,7 @@ from logitstore.errors import CorruptDataError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["RenderedChat", "render_plain", "render_template"]
+__all__ = ["RenderedChat", "render_plain", "render_plain_prompt", "render_template", "render_template_prompt"]
 
 Span = tuple[int, int]
 
@@ -96,6 +96,48 @@ def render_template(messages: Sequence[dict[str, Any]], tokenizer: Any) -> Rende
             through = _apply(tokenizer, messages[: turn + 1])
             targets.append(_turn_span(turn, text, before, through, message["content"].strip()))
     return RenderedChat(text, tuple(targets))
+
+
+def render_plain_prompt(messages: Sequence[dict[str, Any]], eos_token: str | None) -> str:
+    r"""Write a conversation in the plain template up to where the assistant's next turn starts.
+
+    It ends behind the colon: the blank that follows belongs to the first token of what is said.
+
+    Raises
+    ------
+    CorruptDataError
+        If nobody but the assistant has said anything.
+
+    Examples
+    --------
+    >>> render_plain_prompt([{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "Hi."}], "</s>")
+    'User: Hello!\n\nAssistant:'
+    """
+    return render_plain(_to_be_answered(messages), eos_token).text + "\n\nAssistant:"
+
+
+def render_template_prompt(messages: Sequence[dict[str, Any]], tokenizer: Any) -> str:
+    """Write a conversation through the tokenizer's chat template, with its prompt for the assistant's next turn.
+
+    Raises
+    ------
+    CorruptDataError
+        If the template refuses the conversation, or nobody but the assistant has said anything.
+    """
+    text: str = _apply(tokenizer, _to_be_answered(messages), add_generation_prompt=True)
+    return text
+
+
+def _to_be_answered(messages: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+    """Leave out what the assistant says last: it is what is to be said anew."""
+    end = len(messages)
+    while end and messages[end - 1]["role"] == "assistant":
+        end -= 1
+    if not end:
+        raise CorruptDataError(
+            f"a conversation to go on from must have a message that is not the assistant's, found {len(messages)} of it"
+        )
+    return messages[:end]
 
 
 def _apply(tokenizer: Any, messages: Sequence[dict[str, Any]], **options: Any) -> Any:

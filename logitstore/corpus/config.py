@@ -40,6 +40,9 @@ class CorpusConfig:
         ``"auto"``: the tokenizer's own chat template, or the plain one if it has none. ``"plain"``: the plain one.
     limit
         Read only the first ``limit`` records, empty ones included. None reads all.
+    prompts
+        Read prompts, for the teacher to go on from. A record is then a text, a prompt whatever completes it, or a chat
+        without the assistant's last turn. Nothing is cut, nothing ends with EOS, and ``data`` may be empty.
 
     Raises
     ------
@@ -66,6 +69,7 @@ class CorpusConfig:
     append_eos: bool = False
     chat_template: str = "auto"
     limit: int | None = None
+    prompts: bool = False
 
     def __post_init__(self) -> None:
         for name in ("data", "metadata_fields"):
@@ -74,12 +78,14 @@ class CorpusConfig:
                 raise InvalidArgumentError(f"{name} must be a sequence of strings, found the string {value!r}")
             if value is not None:
                 object.__setattr__(self, name, tuple(str(item) for item in value))
-        if not self.data or "" in self.data:
+        if (not self.data and not self.prompts) or "" in self.data:
             raise InvalidArgumentError(f"data must name files, folders, globs, URLs or datasets, found {self.data!r}")
         for name in ("seq_len", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InvalidArgumentError(f"{name} must be at least 1, found {value}")
+        if self.prompts and self.append_eos:
+            raise InvalidArgumentError("append_eos ends a text, prompts are there to go on from; leave out one of them")
         if self.doc_separator == "":
             raise InvalidArgumentError("doc_separator must not be empty; None makes every file one document")
         if self.chat_template not in ("auto", "plain"):
@@ -122,6 +128,13 @@ class CorpusCounters:
     size_read: int = 0
     size_skipped: int = 0
     tokens_read: int = 0
+
+    def estimated_documents(self) -> int | None:
+        """Source documents that will have been handed out at the end, judged by what was read so far, or None."""
+        size = self.size_read - self.size_skipped
+        if self.size_total is None or size <= 0 or not self.documents:
+            return None
+        return round(self.documents * max(1.0, (self.size_total - self.size_skipped) / size))
 
     def estimated_tokens(self) -> int | None:
         """Tokens that reading will have handed out at its end, judged by what was read so far; None if unknown."""

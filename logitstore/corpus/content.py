@@ -57,7 +57,7 @@ def content_forms(config: CorpusConfig) -> list[tuple[str, ...]]:
         fields
         for given, fields in (
             (config.messages_field, _messages_fields(config)),
-            (config.prompt_field or config.completion_field, _completion_fields(config)),
+            (config.prompt_field or (config.completion_field and not config.prompts), _completion_fields(config)),
             (config.text_field, _text_fields(config)),
         )
         if given
@@ -70,7 +70,8 @@ def _messages_fields(config: CorpusConfig) -> tuple[str, ...]:
 
 
 def _completion_fields(config: CorpusConfig) -> tuple[str, ...]:
-    return (config.prompt_field or "prompt", config.completion_field or "completion")
+    prompt = config.prompt_field or "prompt"
+    return (prompt,) if config.prompts else (prompt, config.completion_field or "completion")
 
 
 def _text_fields(config: CorpusConfig) -> tuple[str, ...]:

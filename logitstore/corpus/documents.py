@@ -94,6 +94,7 @@ def iter_documents(
         add_special_tokens=config.add_special_tokens,
         append_eos=config.append_eos,
         chat_template=config.chat_template,
+        prompts=config.prompts,
     )
     for batch in _batches(_source_documents(config, tokenizing, skip_documents, counters)):
         encoded = iter(tokenizing.encode([source.text for source in batch if source.text is not None]))
@@ -105,7 +106,7 @@ def iter_documents(
             counters.tokens_read += len(text.tokens)
             counters.documents += 1
             counters.metadata_values_omitted += source.metadata_omitted
-            for item in _cut(source, text, config.seq_len):
+            for item in _cut(source, text, None if config.prompts else config.seq_len):
                 counters.windows += 1
                 counters.tokens += len(item.document.tokens)
                 yield item

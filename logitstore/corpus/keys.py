@@ -11,14 +11,22 @@ from logitstore.errors import CorruptDataError, InvalidArgumentError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["MAX_KEY_CHARACTERS", "KeyRegistry", "record_key", "sanitize_key", "unique_names", "window_key"]
+__all__ = [
+    "MAX_KEY_CHARACTERS",
+    "KeyRegistry",
+    "record_key",
+    "sample_key",
+    "sanitize_key",
+    "unique_names",
+    "window_key",
+]
 
 # A file name may have 255 bytes; this leaves room for the window's number and an extension.
 MAX_KEY_CHARACTERS = 200
 
-# Keys that record_key and window_key may derive from the name in the first group.
-_DERIVED_KEY = re.compile(r"(.+)-(?:\d{8,}|w\d{4,})")
-_WINDOW_KEY = re.compile(r"(.+)-w\d{4,}")
+# Keys that record_key, window_key and sample_key may derive from the name in the first group.
+_DERIVED_KEY = re.compile(r"(.+)-(?:\d{8,}|[ws]\d{4,})")
+_WINDOW_KEY = re.compile(r"(.+)-[ws]\d{4,}")
 
 
 def sanitize_key(text: str) -> str:
@@ -34,6 +42,11 @@ def record_key(name: str, index: int) -> str:
 def window_key(key: str, window: int, windows: int) -> str:
     """Key of a window of the document ``key``; wide enough that the windows of one document sort by number."""
     return f"{key}-w{window:0{max(4, len(str(windows - 1)))}d}"
+
+
+def sample_key(key: str, sample: int, samples: int) -> str:
+    """Key of one of several texts that a teacher wrote for the prompt ``key``."""
+    return f"{key}-s{sample:0{max(4, len(str(samples - 1)))}d}" if samples > 1 else key
 
 
 def unique_names(stems: Sequence[str], paths: Sequence[str], *, whole_files: Sequence[bool]) -> list[str]:
@@ -106,7 +119,9 @@ class KeyRegistry:
             )
         window = _WINDOW_KEY.fullmatch(key)
         if digest in self._window_parents or (window is not None and _digest(window[1]) in self._seen):
-            raise CorruptDataError(f"key {key!r} (from {original!r}) could be mixed up with a window of another record")
+            raise CorruptDataError(
+                f"key {key!r} (from {original!r}) could be mixed up with a window or a sample of another record"
+            )
         self._seen.add(digest)
         if window is not None:
             self._window_parents.add(_digest(window[1]))

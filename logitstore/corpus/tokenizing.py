@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from logitstore.corpus.chat import render_plain, render_template
+from logitstore.corpus.chat import render_plain, render_plain_prompt, render_template, render_template_prompt
 from logitstore.corpus.content import Chat, Content, PlainText
 from logitstore.errors import CorruptDataError, InvalidArgumentError
 
@@ -34,12 +34,15 @@ class RenderedText:
         Whether the tokenizer puts its special tokens around the text.
     append_eos
         Whether an EOS token is put behind it.
+    is_open
+        Whether it is to be gone on with: an EOS that the tokenizer itself puts behind it is taken off.
     """
 
     text: str
     targets: tuple[tuple[int, int], ...] | None
     add_special_tokens: bool
     append_eos: bool
+    is_open: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,8 @@ class Tokenizing:
         Whether texts, prompt and completion included, end with EOS.
     chat_template
         ``"auto"`` or ``"plain"``.
+    prompts
+        Whether texts are to be gone on with: conversations then end where the assistant's next turn starts.
 
     Raises
     ------
@@ -95,12 +100,14 @@ class Tokenizing:
         add_special_tokens: bool = True,
         append_eos: bool = False,
         chat_template: str = "auto",
+        prompts: bool = False,
     ) -> None:
         if append_eos and tokenizer.eos_token_id is None:
             raise InvalidArgumentError("append_eos needs a tokenizer with an EOS token, this one has none")
         self._tokenizer = tokenizer
         self._add_special_tokens = add_special_tokens
         self._append_eos = append_eos
+        self._prompts = prompts
         has_template = bool(getattr(tokenizer, "chat_template", None))
         self.chat_format = "template" if chat_template == "auto" and has_template else "plain"
         """How conversations are written: ``"template"`` or ``"plain"``."""
@@ -120,6 +127,8 @@ class Tokenizing:
         InvalidArgumentError
             If targets have to be found and the tokenizer is not a fast one.
         """
+        if self._prompts:
+            return self._render_prompt(content)
         if isinstance(content, PlainText):
             return RenderedText(content.text, None, self._add_special_tokens, self._append_eos)
         if not getattr(self._tokenizer, "is_fast", False):
@@ -136,6 +145,18 @@ class Tokenizing:
             return RenderedText(chat.text, chat.targets, add_special_tokens=False, append_eos=False)
         chat = render_plain(content.messages, self._tokenizer.eos_token)
         return RenderedText(chat.text, chat.targets, self._add_special_tokens, append_eos=False)
+
+    def _render_prompt(self, content: Content) -> RenderedText:
+        add_special_tokens = self._add_special_tokens
+        if isinstance(content, PlainText):
+            text = content.text
+        elif not isinstance(content, Chat):
+            text = content.prompt
+        elif self.chat_format == "template":
+            text, add_special_tokens = render_template_prompt(content.messages, self._tokenizer), False
+        else:
+            text = render_plain_prompt(content.messages, self._tokenizer.eos_token)
+        return RenderedText(text, None, add_special_tokens, append_eos=False, is_open=True)
 
     def encode(self, texts: Sequence[RenderedText]) -> list[EncodedText]:
         """Tokenise texts, in order; how they are grouped into calls does not change the result.
@@ -199,6 +220,8 @@ class Tokenizing:
         if len(tokens) > 1 and added[0] and tokens[0] == tokens[1] == bos:
             tokens, added, target = tokens[1:], added[1:], target[1:]
         if len(tokens) > 1 and added[-1] and tokens[-1] == tokens[-2] == eos:
+            tokens, target = tokens[:-1], target[:-1]
+        if text.is_open and len(tokens) > 1 and added[-1] and tokens[-1] == eos:
             tokens, target = tokens[:-1], target[:-1]
         if text.append_eos and (len(tokens) == 0 or tokens[-1] != eos):
             tokens, target = np.append(tokens, eos), np.append(target, True)
