@@ -12,6 +12,7 @@ tensor([[-0.7817, -0.7817]], dtype=torch.float16)
 from __future__ import annotations
 
 from logitstore.select.rows import SelectedRows, Values, select_rows
+from logitstore.select.sampling import Sampling
 from logitstore.select.selection import Selection
 
-__all__ = ["SelectedRows", "Selection", "Values", "select_rows"]
+__all__ = ["Sampling", "SelectedRows", "Selection", "Values", "select_rows"]

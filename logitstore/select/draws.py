@@ -15,15 +15,17 @@ _MULTIPLIER_1 = 0xBF58476D1CE4E5B9 - 2**64
 _MULTIPLIER_2 = 0x94D049BB133111EB - 2**64
 
 
-def uniforms(seed: int, row_keys: torch.Tensor, count: int) -> torch.Tensor:
+def uniforms(seed: int, row_keys: torch.Tensor, count: int, first: int = 0) -> torch.Tensor:
     """Return ``(n, count)`` float64 in [0, 1) with 53 random bits, a pure function of seed, row key and column.
+
+    Columns are numbered from ``first``.
 
     With ``mix`` the output function of splitmix64 and all arithmetic modulo 2^64:
     ``state = mix(mix(seed + GAMMA) ^ row_key)`` and ``u[j] = (mix(state + (j + 1) * GAMMA) >> 11) * 2**-53``.
     """
     seed_state = _mix(torch.tensor(seed, dtype=torch.int64, device=row_keys.device) + _GAMMA)
     state = _mix(seed_state ^ row_keys.long())
-    steps = torch.arange(1, count + 1, device=row_keys.device) * _GAMMA
+    steps = torch.arange(first + 1, first + count + 1, device=row_keys.device) * _GAMMA
     return _shift_right(_mix(state[:, None] + steps), 11).double() * 2.0**-53
 
 
