@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from logitstore.teacher.batches import plan_batches
 from logitstore.teacher.config import TeacherConfig
+from logitstore.teacher.decode import Decoding, end_token_ids, require_decoding
 from logitstore.teacher.load import load_teacher
 from logitstore.teacher.teacher import LogitRows, Teacher
 
-__all__ = ["LogitRows", "Teacher", "TeacherConfig", "load_teacher", "plan_batches"]
+__all__ = [
+    "Decoding",
+    "LogitRows",
+    "Teacher",
+    "TeacherConfig",
+    "end_token_ids",
+    "load_teacher",
+    "plan_batches",
+    "require_decoding",
+]

@@ -11,7 +11,7 @@ from torch import nn
 
 from logitstore.errors import InvalidArgumentError
 
-__all__ = ["call_model", "detach_head", "probe_logits", "require_causal", "run_base"]
+__all__ = ["call_model", "close", "detach_head", "probe_logits", "require_causal", "run_base"]
 
 
 class _PassThrough(nn.Module):
@@ -63,7 +63,7 @@ def detach_head(model: Any, token_ids: torch.Tensor, logits: torch.Tensor) -> nn
         again = torch.cat(chunks, 1).flip(1)
     except Exception:
         return None
-    return head if again.shape == logits.shape and _close(again, logits) else None
+    return head if again.shape == logits.shape and close(again, logits) else None
 
 
 def probe_logits(model: Any, token_ids: torch.Tensor) -> torch.Tensor:
@@ -76,14 +76,14 @@ def require_causal(model: Any, token_ids: torch.Tensor, logits: torch.Tensor) ->
     """Raise `InvalidArgumentError` if a changed last token changes the logits of the rows before it."""
     changed = token_ids.clone()
     changed[0, -1] = token_ids[0, 0]
-    if not _close(probe_logits(model, changed)[:, :-1], logits[:, :-1]):
+    if not close(probe_logits(model, changed)[:, :-1], logits[:, :-1]):
         raise InvalidArgumentError(
             f"the teacher must be a causal language model, but the logits of {type(model).__name__} after a token"
             " depend on the tokens that follow"
         )
 
 
-def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Compare to a few units in the last place of the largest logit."""
-    tolerance = 8 * torch.finfo(b.dtype).eps * float(b.float().abs().max())
+def close(a: torch.Tensor, b: torch.Tensor, *, units: int = 8, least: float = 0.0) -> bool:
+    """Compare to a few units in the last place of the largest logit, or to the share ``least`` of it if that is more."""
+    tolerance = max(units * torch.finfo(b.dtype).eps, least) * float(b.float().abs().max())
     return bool(torch.allclose(a.float(), b.float(), rtol=0.0, atol=tolerance))

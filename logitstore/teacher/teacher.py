@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["LogitRows", "Teacher"]
+__all__ = ["LogitRows", "Teacher", "to_device"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ class Teacher:
         Width of the model's logits; what exceeds the real size is padding and is cut off before anything is computed.
     max_length
         Tokens of the longest document that the model takes, or None if it has no such limit.
+    head
+        The model's forward from hidden states, given as ``inputs_embeds``, to logits; None if it cannot be had alone.
     head_path
         "chunked" if the head runs on chunks of rows, "full" if only the model's whole forward gives its logits.
     """
@@ -82,7 +84,7 @@ class Teacher:
         self.padded_vocab_size = padded_vocab_size
         self.max_length = max_length
         self.head_path = "full" if head is None else "chunked"
-        self._head = head
+        self.head = head
         self._description = description
 
     def describe(self) -> dict[str, Any]:
@@ -122,12 +124,12 @@ class Teacher:
         InvalidArgumentError
             If a document is empty, longer than the teacher's context, or has a token outside of the vocabulary.
         """
-        self._check(documents, rows_per_chunk, needed)
+        self.check_documents(documents, rows_per_chunk, needed)
         wanted = [
             np.arange(len(tokens)) if needed is None else np.flatnonzero(needed[i])
             for i, tokens in enumerate(documents)
         ]
-        if self._head is not None:
+        if self.head is not None:
             yield from self._chunked(list(range(len(documents))), documents, wanted, rows_per_chunk)
             return
         for batch in plan_batches([len(tokens) for tokens in documents], rows_per_chunk):
@@ -143,12 +145,12 @@ class Teacher:
         index = _RowIndex(batch, documents, wanted)
         if not len(index):
             return
-        assert self._head is not None
+        assert self.head is not None
         hidden = run_base(self.model, **self._inputs(batch, documents)).flatten(0, 1)
-        positions, labels = _to_device(index.positions, hidden.device), _to_device(index.labels, hidden.device)
+        positions, labels = to_device(index.positions, hidden.device), to_device(index.labels, hidden.device)
         for start in range(0, len(index), rows_per_chunk):
             chunk = slice(start, start + rows_per_chunk)
-            logits = self._head(inputs_embeds=hidden.index_select(0, positions[chunk])[None]).logits[0]
+            logits = self.head(inputs_embeds=hidden.index_select(0, positions[chunk])[None]).logits[0]
             yield self._rows(logits, labels[chunk], index, chunk)
 
     def _full(
@@ -169,11 +171,11 @@ class Teacher:
             chunk = slice(start, start + rows_per_chunk)
             if logits is None:
                 # One document, longer than a chunk: the model runs again for every chunk, which costs time, not memory.
-                keep = _to_device(index.positions[chunk], self.device)
+                keep = to_device(index.positions[chunk], self.device)
                 part = call_model(self.model, use_cache=False, logits_to_keep=keep, **inputs).logits[0]
             else:
-                part = logits.index_select(0, _to_device(index.positions[chunk], logits.device))
-            yield self._rows(part, _to_device(index.labels[chunk], part.device), index, chunk)
+                part = logits.index_select(0, to_device(index.positions[chunk], logits.device))
+            yield self._rows(part, to_device(index.labels[chunk], part.device), index, chunk)
 
     def _rows(self, logits: torch.Tensor, labels: torch.Tensor, index: _RowIndex, chunk: slice) -> LogitRows:
         return LogitRows(logits[:, : self.vocab_size], labels, index.documents[chunk], index.rows[chunk])
@@ -187,14 +189,18 @@ class Teacher:
             input_ids[i, :length] = documents[document]
             attention_mask[i, :length] = 1
         return {
-            "input_ids": _to_device(input_ids, self.device),
-            "attention_mask": _to_device(attention_mask, self.device),
+            "input_ids": to_device(input_ids, self.device),
+            "attention_mask": to_device(attention_mask, self.device),
             "position_ids": torch.arange(longest, device=self.device).expand(len(batch), longest),
         }
 
-    def _check(
-        self, documents: Sequence[NDArray[np.uint32]], rows_per_chunk: int, needed: Sequence[NDArray[Any]] | None
+    def check_documents(
+        self,
+        documents: Sequence[NDArray[np.uint32]],
+        rows_per_chunk: int,
+        needed: Sequence[NDArray[Any]] | None = None,
     ) -> None:
+        """Raise what `forward_rows` raises for its arguments."""
         if rows_per_chunk < 1:
             raise InvalidArgumentError(f"rows_per_chunk must be at least 1, not {rows_per_chunk}")
         if not documents:
@@ -238,7 +244,8 @@ class _RowIndex:
         return len(self.rows)
 
 
-def _to_device(array: NDArray[np.int64], device: torch.device) -> torch.Tensor:
+def to_device(array: NDArray[np.int64], device: torch.device) -> torch.Tensor:
+    """Copy to a device without waiting for it."""
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     # Only pinned memory is copied without waiting for the device.
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
