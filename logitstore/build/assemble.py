@@ -45,11 +45,12 @@ class Assembler:
         for chunk in batch.chunks:
             arrays = chunk.kept.arrays()
             arrays["ids"] = arrays["ids"].view(np.uint32)  # -1 becomes the unused id
-            breaks = np.flatnonzero(np.diff(chunk.documents)) + 1
-            for part in np.split(np.arange(len(chunk.documents)), breaks):
+            # A chunk of what a teacher wrote goes from document to document with every token.
+            order = np.argsort(chunk.documents, kind="stable")
+            for part in np.split(order, np.flatnonzero(np.diff(chunk.documents[order])) + 1):
                 target = rows[int(chunk.documents[part[0]])]
                 for name, array in arrays.items():
-                    getattr(target, name)[chunk.rows[part]] = array[part[0] : part[-1] + 1]
+                    getattr(target, name)[chunk.rows[part]] = array[part]
         self._done.update(rows)
         yield from self.ready()
 

@@ -12,6 +12,7 @@ from logitstore.container.tar_sink import DEFAULT_SHARD_BYTES
 from logitstore.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
+    from logitstore.build.generation import GenerationConfig
     from logitstore.corpus import CorpusConfig
     from logitstore.select import Selection, Values
     from logitstore.teacher import TeacherConfig
@@ -37,7 +38,8 @@ class BuildConfig:
     temperatures
         Further temperatures whose log-sum-exp is kept.
     tokens_per_batch
-        Tokens of a forward pass, padding included.
+        Tokens of a forward pass, padding included. Of a teacher that writes: tokens that the cache of a batch may come
+        to hold, sequences times the longest prompt with the most new tokens.
     rows_per_chunk
         Rows whose logits exist at the same time.
     rows_per_shard
@@ -46,6 +48,9 @@ class BuildConfig:
         ``"zarr"`` or ``"webdataset"``.
     shard_bytes
         With ``webdataset``: bytes up to which a tar is filled.
+    generation
+        The teacher writes: it goes on with the prompts that the corpus then holds. None: it reads. The ``seq_len`` of
+        the corpus is then that of prompt and text together, at which the text is cut off.
     """
 
     teacher: TeacherConfig
@@ -59,6 +64,7 @@ class BuildConfig:
     rows_per_shard: int | None = None
     container: Literal["zarr", "webdataset"] = "zarr"
     shard_bytes: int = DEFAULT_SHARD_BYTES
+    generation: GenerationConfig | None = None
 
     def __post_init__(self) -> None:
         for name in ("tokens_per_batch", "rows_per_chunk", "shard_bytes"):
@@ -76,6 +82,12 @@ class BuildConfig:
         for temperature in self.temperatures:
             if not 0 < temperature < math.inf:
                 raise InvalidArgumentError(f"a temperature is a finite number above 0, found {temperature}")
+        if self.corpus.prompts != (self.generation is not None):
+            raise InvalidArgumentError("a corpus of prompts and generation go together; one of them is missing")
+        if self.generation is not None and bool(self.corpus.data) == (self.generation.documents is not None):
+            raise InvalidArgumentError(
+                "generation needs either prompts, in the corpus's data, or a number of documents"
+            )
 
     def with_seq_len_of(self, max_length: int | None) -> BuildConfig:
         """Return the configuration with the corpus cut to what the teacher can read.
@@ -109,6 +121,7 @@ class BuildConfig:
         corpus = dataclasses.asdict(self.corpus)
         # Where the input lies is not what it is: its digest stands in the manifest instead.
         del corpus["data"]
+        del corpus["prompts"]  # there is a `generation` beside it, or there is not
         return {
             "rows": self.rows,
             "tokens_per_batch": self.tokens_per_batch,

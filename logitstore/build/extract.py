@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from logitstore.build.config import BuildConfig
     from logitstore.build.windows import Window
+    from logitstore.corpus import CorpusCounters
     from logitstore.stopwatch import Stopwatch
     from logitstore.teacher import LogitRows, Teacher
 
@@ -100,6 +101,15 @@ class Extractor:
         """The teacher's tokenizer."""
         return self._teacher.tokenizer
 
+    def run(self, window: Window, committed_rows: int) -> Iterator[Window | ExtractedBatch | None]:
+        """Yield the window, then its batches; None where there is only progress to tell."""
+        yield window
+        yield from self.batches(window, committed_rows)
+
+    def estimated_rows(self, counters: CorpusCounters) -> int | None:
+        """Rows of all windows, judged by what was read so far; None if unknown."""
+        return counters.estimated_tokens()
+
     def batches(self, window: Window, committed_rows: int) -> Iterator[ExtractedBatch]:
         """Yield the batches of a window. One whose rows are all committed already is not computed."""
         first_rows = window.first_rows
@@ -131,8 +141,7 @@ class Extractor:
     def _select(self, window: Window, numbers: NDArray[np.int64], logits: LogitRows) -> SelectedRows:
         keys = None
         if self._config.selection.samples is not None:
-            # The row's number in the store: the same however the documents are batched.
-            keys = torch.from_numpy(np.array(window.first_rows)[numbers] + logits.rows).to(logits.logits.device)
+            keys = torch.from_numpy(self._row_keys(window, numbers, logits.rows)).to(logits.logits.device)
         try:
             kept = select_rows(
                 logits.logits, self._config.selection, logits.labels, keys,
@@ -141,10 +150,17 @@ class Extractor:
         except CorruptDataError as error:
             if error.row is None:
                 raise
-            document = window.documents[int(numbers[error.row])]
+            number, row = int(numbers[error.row]), int(logits.rows[error.row])
             raise CorruptDataError(
-                f"{error.message} (row {int(logits.rows[error.row])} of document {document.key!r})",
-                row=window.first_rows[int(numbers[error.row])] + int(logits.rows[error.row]),
+                f"{error.message} (row {row} of document {window.documents[number].key!r})",
+                row=self._row_in_store(window, number, row),
             ) from None
         self.tally.add(kept, self._config.values)
         return kept
+
+    def _row_keys(self, window: Window, numbers: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return what draws depend on: the row's number in the store, the same however the documents are batched."""
+        return np.array(window.first_rows)[numbers] + rows
+
+    def _row_in_store(self, window: Window, number: int, row: int) -> int | None:
+        return window.first_rows[number] + row

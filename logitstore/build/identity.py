@@ -7,6 +7,7 @@ import platform
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from logitstore.build.generation import generation_settings
 from logitstore.container.durable import canonical_json
 from logitstore.container.manifest import Manifest
 from logitstore.corpus import corpus_digest, tokenizer_fingerprint
@@ -28,6 +29,9 @@ def start_manifest(config: BuildConfig, teacher: Teacher) -> Manifest:
     """Return the manifest of the store that ``config`` makes, without totals."""
     slots = config.selection.slots(teacher.vocab_size)
     described = teacher.describe()
+    settings = config.run_settings()
+    if config.generation is not None:
+        settings["generation"] = generation_settings(config.generation, teacher)
     parts: dict[str, Any] = {
         "vocab_size": teacher.vocab_size,
         "padded_vocab_size": teacher.padded_vocab_size,
@@ -39,7 +43,7 @@ def start_manifest(config: BuildConfig, teacher: Teacher) -> Manifest:
         "teacher": {key: value for key, value in described.items() if key != "versions"},
         "tokenizer": tokenizer_fingerprint(teacher.tokenizer),
         "corpus": corpus_digest(config.corpus),
-        "build": config.run_settings(),
+        "build": settings,
     }
     identity = canonical_json([*(parts[name] for name in _PARTS), _identities(parts)])
     return Manifest(

@@ -1,7 +1,8 @@
 """The build: three threads and a pool, joined by short queues.
 
-*reader* tokenises and cuts windows → *main* runs the teacher and the selection → *writer* puts rows in order, has the
-pool encode them, and commits shards. Each waits for the next when its queue is full, so memory is bounded.
+*reader* tokenises and cuts windows → *main* runs the teacher, which reads or writes, and the selection → *writer* puts
+rows in order, has the pool encode them, and commits shards. Each waits for the next when its queue is full, so memory
+is bounded.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from logitstore.build.assemble import Assembler
 from logitstore.build.extract import ExtractedBatch, Extractor
+from logitstore.build.generate import GeneratingExtractor
+from logitstore.build.generation import iter_prompt_windows
 from logitstore.build.identity import require_same_build, start_manifest, versions
 from logitstore.build.record import append_run
 from logitstore.build.relay import Relay, Stopped, Worker, run_sender
@@ -44,9 +47,9 @@ class BuildProgress:
     Attributes
     ----------
     tokens, total_tokens
-        Tokens read by the teacher or found committed, and an estimate of all; None while nothing is known.
+        Tokens read or written by the teacher or found committed, and an estimate of all; None while nothing is known.
     new_tokens
-        Tokens the teacher has read in this run.
+        Tokens the teacher has read or written in this run.
     written_rows, entries, bytes
         Of this run alone: rows handed to the writer, entries they keep, bytes written so far.
     committed_rows
@@ -102,7 +105,7 @@ def build(
     command: str = "",
     on_progress: Callable[[BuildProgress], None] | None = None,
 ) -> BuildSummary:
-    """Run a teacher over a corpus and store what it says.
+    """Run a teacher over a corpus, or have it go on with prompts, and store what it says.
 
     Parameters
     ----------
@@ -142,6 +145,8 @@ def build(
     teacher = load_teacher(config.teacher)
     config = config.with_seq_len_of(teacher.max_length)
     manifest = start_manifest(config, teacher)
+    watch = Stopwatch()
+    extractor = (Extractor if config.generation is None else GeneratingExtractor)(teacher, config, watch)
     if going_on:
         found = Manifest.read(out)
         require_same_build(found, manifest, out)
@@ -149,9 +154,7 @@ def build(
     else:
         prepare_directory(out, overwrite=overwrite)
 
-    watch = Stopwatch()
     counters = CorpusCounters()
-    extractor = Extractor(teacher, config, watch)
     finished = False
     try:
         if manifest.complete:
@@ -213,13 +216,12 @@ def _run(
     committed = writer.progress.rows
     start = Cursor(**writer.progress.cursor) if writer.progress.cursor else Cursor()
     writer.rewind(start.document, start.row)
-    window_tokens = config.window_tokens(writer.manifest.slots)
 
     windows: Relay[Window] = Relay(_WINDOWS_AHEAD)
     rows: Relay[Window | ExtractedBatch] = Relay(_BATCHES_BEHIND)
     reader = run_sender(
         windows,
-        lambda: iter_windows(config.corpus, extractor.tokenizer, window_tokens, start, counters),
+        lambda: _windows(config, extractor, writer.manifest.slots, start, counters),
         "logitstore-read",
     )
     outcome: list[BaseException] = []
@@ -227,9 +229,9 @@ def _run(
     try:
         on_progress(_progress(extractor, writer, counters, committed))
         for window in windows:
-            _send(rows, window, watch)
-            for batch in extractor.batches(window, committed):
-                _send(rows, batch, watch)
+            for item in extractor.run(window, committed):
+                if item is not None:
+                    _send(rows, item, watch)
                 on_progress(_progress(extractor, writer, counters, committed))
         rows.end()
         sink.wait()
@@ -247,6 +249,14 @@ def _run(
     if writer.rows == 0:
         raise InvalidArgumentError("the corpus holds no document with any text")
     on_progress(_progress(extractor, writer, counters, committed))
+
+
+def _windows(
+    config: BuildConfig, extractor: Extractor, slots: int, start: Cursor, counters: CorpusCounters
+) -> Iterator[Window]:
+    if config.generation is not None:
+        return iter_prompt_windows(config, extractor.tokenizer, start, counters)
+    return iter_windows(config.corpus, extractor.tokenizer, config.window_tokens(slots), start, counters)
 
 
 def _send(rows: Relay[Window | ExtractedBatch], item: Window | ExtractedBatch, watch: Stopwatch) -> None:
@@ -288,7 +298,7 @@ def _written(rows: Relay[Window | ExtractedBatch], writer: StoreWriter, committe
 
 def _progress(extractor: Extractor, writer: StoreWriter, counters: CorpusCounters, committed: int) -> BuildProgress:
     new = extractor.tokens
-    estimate = counters.estimated_tokens()
+    estimate = extractor.estimated_rows(counters)
     return BuildProgress(
         tokens=committed + new,
         total_tokens=None if estimate is None else estimate + writer.rewound_rows,

@@ -84,6 +84,6 @@ def require_causal(model: Any, token_ids: torch.Tensor, logits: torch.Tensor) ->
 
 
 def close(a: torch.Tensor, b: torch.Tensor, *, units: int = 8, least: float = 0.0) -> bool:
-    """Compare to a few units in the last place of the largest logit, or to the share ``least`` of it if that is more."""
+    """Compare to a few units in the last place of the largest logit, or to a share of it if that is more."""
     tolerance = max(units * torch.finfo(b.dtype).eps, least) * float(b.float().abs().max())
     return bool(torch.allclose(a.float(), b.float(), rtol=0.0, atol=tolerance))
