@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .generation import generation_config, generation_options
 from .sizes import SIZE
 
 if TYPE_CHECKING:
@@ -25,12 +26,12 @@ __all__ = ["command"]
 )
 @click.option(
     "--data",
-    required=True,
     multiple=True,
     metavar="PATH",
     help="Input: .txt, .jsonl, .jsonl.gz or .parquet "
     "files, folders, globs, URLs, or a Hugging Face dataset. May be given several times.",
 )
+@generation_options
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the store.")
 @click.option("--top-k", type=click.IntRange(1), help="Keep the K most probable ids of each row.")
 @click.option(
@@ -44,7 +45,7 @@ __all__ = ["command"]
 @click.option(
     "--sample", type=click.IntRange(1, 255), metavar="N", help="Keep N random draws with counts; also beside --top-k."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the draws.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of --sample and of --generate.")
 @click.option(
     "--values",
     type=click.Choice(["logprob", "logit"]),
@@ -64,7 +65,8 @@ __all__ = ["command"]
     type=float,
     multiple=True,
     metavar="T",
-    help="Also keep the log-sum-exp at temperature T. May be repeated.",
+    help="Also keep the log-sum-exp at temperature T, of rows (of what is written: --sampling-temperature). "
+    "May be repeated.",
 )
 @click.option(
     "--text-field", help="Field with a record's text. Default: messages, else prompt and completion, else text."
@@ -85,8 +87,8 @@ __all__ = ["command"]
 @click.option(
     "--seq-len",
     type=click.IntRange(1),
-    help="Cut longer documents into windows of so many tokens. Default: the "
-    "teacher's context or --tokens-per-batch, whichever is less.",
+    help="Cut longer documents into windows of so many tokens; with --generate, tokens of prompt and text together at "
+    "most. Default: the teacher's context or --tokens-per-batch, whichever is less.",
 )
 @click.option(
     "--special-tokens/--no-special-tokens",
@@ -119,7 +121,7 @@ __all__ = ["command"]
     type=click.IntRange(1),
     default=8192,
     show_default=True,
-    help="Tokens of a forward pass, padding included.",
+    help="Tokens of a forward pass, padding included; with --generate, tokens in the cache of a batch at most.",
 )
 @click.option(
     "--rows-per-chunk",
@@ -159,6 +161,7 @@ def command(out: Path, *, workers: int, resume: bool, overwrite: bool, as_json: 
     logitstore build --teacher DIR --data corpus.jsonl --top-k 64 --out teacher.zarr
     logitstore build --teacher ID --data 'chats/*.jsonl' --top-fraction 0.05 --rows masked --out teacher.zarr
     logitstore build --teacher DIR --data corpus.jsonl --top-k 64 --container webdataset --out teacher.wds
+    logitstore build --teacher DIR --generate --prompts prompts.jsonl --top-k 64 --out written.zarr
 
     Ctrl-C, or a crash, loses at most the shard in flight: run the same command with --resume.
     """
@@ -195,11 +198,14 @@ def _config(options: dict[str, Any]) -> BuildConfig:
             for name in ("revision", "dtype", "device", "device_map", "attn_implementation", "trust_remote_code")
         },
     )
+    generation = generation_config(options)
     corpus_names = (
-        "data", "text_field", "messages_field", "prompt_field", "completion_field", "key_field", "doc_separator",
+        "text_field", "messages_field", "prompt_field", "completion_field", "key_field", "doc_separator",
         "split", "seq_len", "append_eos", "chat_template", "limit",
     )  # fmt: skip
     corpus = CorpusConfig(
+        data=options["data"] or options["prompts"],
+        prompts=generation is not None,
         **{name: options[name] for name in corpus_names},
         metadata_fields=options["metadata_fields"] or None,
         add_special_tokens=options["special_tokens"],
@@ -215,6 +221,7 @@ def _config(options: dict[str, Any]) -> BuildConfig:
         corpus,
         Selection(**kept, samples=options["sample"], seed=options["seed"]),
         temperatures=options["temperature"],
+        generation=generation,
         **{name: options[name] for name in build_names},
     )
 

@@ -100,6 +100,8 @@ def _print_summary(summary: dict[str, Any]) -> None:
         ("teacher", ", ".join(teacher)),
         ("tokenizer", str(summary["tokenizer"].get("class", "unknown"))),
     ]
+    if "generation" in summary["build"]:
+        pairs.append(("text", f"written by the teacher: {describe(summary['build']['generation'])}"))
     if summary["temperatures"]:
         pairs.insert(7, ("temperatures", ", ".join(map(str, summary["temperatures"]))))
     console.print(key_values(summary["path"], pairs))

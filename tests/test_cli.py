@@ -65,6 +65,52 @@ def test_build_inspect_verify(teacher, tmp_path, monkeypatch, capsys):
     assert run(monkeypatch, "verify", store) == 1
 
 
+def test_generate(teacher, tmp_path, monkeypatch, capsys):
+    store = tmp_path / "t.zarr"
+    build = ("build", "--teacher", teacher / "teacher", "--generate", "--top-k", 8, "--out", store)
+    sampling = ("--sampling-temperature", 0.5, "--sampling-top-p", 0.9, "--seed", 3, "--max-new-tokens", 6)
+    prompts = ("--prompts", teacher / "corpus.jsonl", "--samples-per-prompt", 2)
+    assert run(monkeypatch, *build, *prompts, *sampling, "--end-token", "a", "--end-token", "b", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["documents"] == 6
+    settings = json.loads((store / "manifest.json").read_text())["build"]["generation"]
+    end_tokens = settings.pop("end_tokens")
+    assert len(end_tokens) == 2
+    assert settings == {
+        "temperature": 0.5, "top_p": 0.9, "seed": 3, "max_new_tokens": 6, "samples_per_prompt": 2, "documents": None,
+        "start_token": None,
+    }  # fmt: skip
+    assert run(monkeypatch, "verify", store, "--teacher", teacher / "teacher", "--sample-rows", 20) == 0
+    assert run(monkeypatch, "inspect", store) == 0
+    assert "temperature 0.5" in capsys.readouterr().out
+
+    assert run(monkeypatch, *build, "--documents", 3, "--max-new-tokens", 6, "--overwrite") == 0
+    settings = json.loads((store / "manifest.json").read_text())["build"]["generation"]
+    assert (settings["temperature"], settings["top_p"], settings["seed"]) == (1.0, 1.0, 0)
+    assert run(monkeypatch, "verify", store) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "--data; or have it write: --generate"),
+        (["--data", "y", "--documents", "3", "--end-token", "a"], "--documents, --end-token: only with --generate"),
+        (["--data", "y", "--sampling-temperature", "0"], "--sampling-temperature: only with --generate"),
+        (["--generate", "--data", "y"], "--prompts; --data is what it reads"),
+        (["--generate"], "either --prompts, or --documents"),
+        (["--generate", "--prompts", "y", "--documents", "3"], "either --prompts, or --documents"),
+        (["--generate", "--documents", "3", "--samples-per-prompt", "2"], "--samples-per-prompt goes with --prompts"),
+        (["--generate", "--documents", "3", "--sampling-top-p", "2"], "top_p of sampling"),
+        (["--generate", "--prompts", "y", "--append-eos"], "append_eos"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_generate_is_told_apart(options, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, "build", "--teacher", "x", "--out", "z", "--top-k", "4", *options) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "z").exists()
+
+
 def test_interrupted(teacher, tmp_path, monkeypatch, capsys):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
