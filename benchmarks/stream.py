@@ -107,7 +107,7 @@ def contenders(path: Path, tars: Path, scratch: Path, batch: int, workers: int) 
     ).with_format("numpy")  # fmt: skip
 
     def loader(dataset: Any, **options: Any) -> DataLoader[Any]:
-        return DataLoader(dataset, num_workers=workers, **options)
+        return DataLoader(dataset, num_workers=workers, persistent_workers=bool(workers), **options)
 
     def ours(where: Path) -> DataLoader[Any]:
         return loader(BatchStream(where, batch, prefetch=2 if workers else 0), batch_size=None)
