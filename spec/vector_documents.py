@@ -108,7 +108,7 @@ def _arrays(
 def _about(header: DocumentHeader, arrays: dict[str, NDArray[Any]], why: str) -> dict[str, Any]:
     return {
         "description": why,
-        "header": {**vars(header), "store_id": header.store_id.hex()},
+        "header": {**header._asdict(), "store_id": header.store_id.hex()},
         "arrays": {
             name: {
                 "type": array.dtype.name,
@@ -157,7 +157,7 @@ def valid_documents() -> Iterator[DocumentVector]:
     yield _encoded("largest_numbers", largest, big, 1 << 30, "numbers at their limits")
 
     sizes = {"tokens": 5, "ids": 3, "logits": 2, "lse": 1, "label_logprob": 6, "mask": 1 << 30, "counts": 4, "lse_T": 7}
-    data = spell_document(_chunks(every, 97, sizes), **vars(about))
+    data = spell_document(_chunks(every, 97, sizes), **about._asdict())
     why = "chunks of as many rows as nobody would choose, which is allowed"
     yield DocumentVector("other_chunks", data, {**_about(about, every, why), "by_hand": True})
 
@@ -166,7 +166,7 @@ def invalid_documents() -> Iterator[DocumentVector]:
     """Document files that every reader refuses; each breaks the rule it is named after and, if possible, no other."""
     arrays = _example()
     sizes = dict.fromkeys(CODINGS, 2)
-    about = vars(EXAMPLE)
+    about = EXAMPLE._asdict()
     chunks = _chunks(arrays, 8, sizes)
     sound = spell_document(chunks, **about)
     names = [name for name, _, _ in chunks]
