@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,17 +13,23 @@ from logitstore.stream.piece_reader import PieceReader
 from logitstore.stream.tensors import tensor_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
     from torch import Tensor
 
     from logitstore.reader import Store
     from logitstore.stream.collate import Collate
     from logitstore.stream.plan import Layout
-    from logitstore.stream.tensors import Allocate
+    from logitstore.stream.tensors import Memory
 
     Arrays = dict[str, NDArray[Any]]
 
 __all__ = ["Assembler"]
+
+_STUDENT_BYTES = 4 * 8 + 2  # of a row: tokens, labels, position_ids, document_ids; mask, attention_mask
+_CURSOR_BYTES = 64  # and max_seqlen, skipped
+_MOST_TENSORS = 16
 
 
 class Assembler:
@@ -32,16 +39,18 @@ class Assembler:
     ----------
     store, collate
         What is read, and how it is laid out.
-    allocate
-        Makes the tensors.
+    memory
+        Returns what makes the tensors of the next batch.
     skip_corrupt
         Whether pieces that cannot be read are left blank; else they raise.
     """
 
-    def __init__(self, store: Store, collate: Collate, allocate: Allocate, *, skip_corrupt: bool = False) -> None:
+    def __init__(
+        self, store: Store, collate: Collate, memory: Callable[[], Memory], *, skip_corrupt: bool = False
+    ) -> None:
         self._store = store
         self._collate = collate
-        self._allocate = allocate
+        self._memory = memory
         self._skip_corrupt = skip_corrupt
         manifest = store.manifest
         absent = {"counts": not manifest.has_counts, "lse_T": not manifest.temperatures}
@@ -61,9 +70,12 @@ class Assembler:
         self._direct = [name for name in self._fields if name not in staged]
         self._staged = [name for name in available if name in needed and name not in self._direct]
         self._widths = dict.fromkeys(SLOTTED, (manifest.slots,)) | {"lse_T": (len(manifest.temperatures),)}
+        self._row_bytes = sum(
+            TORCH_TYPES[name].itemsize * math.prod(self._widths.get(name, ())) for name in self._direct
+        )
 
-    def make(self, layout: Layout) -> dict[str, Tensor]:
-        """Return the batch of a layout: what `Collate` describes, and ``skipped``, ``()`` int64.
+    def make(self, layout: Layout, cursor: tuple[int, ...]) -> dict[str, Tensor]:
+        """Return the batch of a layout: what `Collate` describes, ``skipped``, ``()`` int64, and ``cursor`` as it is.
 
         Pieces of document -1 are left blank, as are skipped ones: they keep their place in ``attention_mask``,
         ``position_ids`` and segments, with token 0, no label, no entries and document -1.
@@ -74,30 +86,31 @@ class Assembler:
             A document cannot be read, unless those are skipped.
         """
         shape = layout.sequences, self._collate.columns(layout.longest)
+        memory = self._memory()
+        rows = shape[0] * shape[1]
+        edges = 4 * (layout.sequences + 1 + len(layout.rows)) if self._collate.pack else 0
+        memory.reserve(rows * (_STUDENT_BYTES + self._row_bytes) + edges + _CURSOR_BYTES, tensors=_MOST_TENSORS)
         teacher: dict[str, Tensor] = {}
-        pieces = PieceReader(layout, shape[1], self._empty_arrays(shape, teacher))
+        pieces = PieceReader(layout, shape[1], self._empty_arrays(shape, teacher, memory))
         pieces.read(self._store, skip_corrupt=self._skip_corrupt)
-        batch = {name: self._tensor(array.reshape(shape)) for name, array in _student(pieces).items()} | teacher
+        batch = {name: tensor_of(array.reshape(shape), memory) for name, array in _student(pieces).items()} | teacher
+        arrays: Arrays = {}
         if self._staged:
-            batch |= {name: self._tensor(array) for name, array in self._entries(pieces.arrays, shape).items()}
+            arrays = self._entries(pieces.arrays, shape)
+            memory.reserve(sum(array.nbytes for array in arrays.values()), tensors=len(arrays))
         if self._collate.pack:
-            ends = np.arange(shape[0] + 1) * shape[1]
-            edges = np.unique(np.concatenate([pieces.starts, pieces.starts + layout.rows, ends])).astype(np.int32)
-            batch["cu_seqlens"] = self._tensor(edges)
-            batch["max_seqlen"] = self._tensor(np.array(np.diff(edges).max(), np.int32))
-        batch["skipped"] = self._tensor(np.array(pieces.skipped))
-        return batch
+            arrays |= _segments(pieces, shape)
+        arrays |= {"skipped": np.array(pieces.skipped), "cursor": np.array(cursor)}
+        batch |= {name: tensor_of(array, memory) for name, array in arrays.items()}
+        return memory.finished(batch)
 
-    def _tensor(self, array: NDArray[Any]) -> Tensor:
-        return tensor_of(array, self._allocate)
-
-    def _empty_arrays(self, shape: tuple[int, int], teacher: dict[str, Tensor]) -> Arrays:
+    def _empty_arrays(self, shape: tuple[int, int], teacher: dict[str, Tensor], memory: Memory) -> Arrays:
         """Return arrays for all rows of a batch; those of direct fields are the memory of tensors put in `teacher`."""
         rows = shape[0] * shape[1]
         arrays: Arrays = {"tokens": np.empty(rows, np.uint32), "mask": np.empty(rows, np.uint8)}
         for name in self._direct:
             width = self._widths.get(name, ())
-            tensor = self._allocate((*shape, *width), TORCH_TYPES[name])
+            tensor = memory.empty((*shape, *width), TORCH_TYPES[name])
             teacher[self._values_name if name == "values" else name] = tensor
             arrays[name] = tensor.numpy().view(PADDING[name].dtype).reshape(rows, *width)
         for name in self._staged:
@@ -155,3 +168,10 @@ def _student(pieces: PieceReader) -> Arrays:
         "position_ids": positions,
         "document_ids": documents,
     }
+
+
+def _segments(pieces: PieceReader, shape: tuple[int, int]) -> Arrays:
+    """Return where segments of the flattened rows begin, and the length of the longest."""
+    ends = np.arange(shape[0] + 1) * shape[1]
+    edges = np.unique(np.concatenate([pieces.starts, pieces.starts + pieces.layout.rows, ends])).astype(np.int32)
+    return {"cu_seqlens": edges, "max_seqlen": np.array(np.diff(edges).max(), np.int32)}

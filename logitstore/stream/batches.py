@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
+from uuid import uuid4
 
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
@@ -14,20 +15,22 @@ from logitstore.stream.assemble import Assembler
 from logitstore.stream.collate import Collate
 from logitstore.stream.documents import opened
 from logitstore.stream.epochs import Epochs
+from logitstore.stream.handover import Arena, Pool
 from logitstore.stream.iteration import Iteration
 from logitstore.stream.plan import Place, Plan
 from logitstore.stream.share import Share, world
 from logitstore.stream.shared import Shared
 from logitstore.stream.state import check_state, place_of, state_at, stream_state
-from logitstore.stream.tensors import allocator
+from logitstore.stream.tensors import InMemory, InPinnedMemory
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from torch import Tensor
 
     from logitstore.reader import Store
+    from logitstore.stream.tensors import Memory
 
     Batch = dict[str, Tensor]
 
@@ -130,11 +133,13 @@ class BatchStream(IterableDataset["Batch"]):
         self._progress: Iteration | None = None
         self._resumed: Iteration | None = None
         self._plan: tuple[int, Plan] | None = None
+        self._name = uuid4().hex
+        self._pool: Pool | None = None
         world(*self._world)
-        self._assembler(in_worker=False)  # a field that the store lacks is an error now, not in a worker
+        self._assembler()  # a field that the store lacks is an error now, not in a worker
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {**self.__dict__, "_plan": None, "_progress": None, "_resumed": None}
+        state = {**self.__dict__, "_plan": None, "_pool": None, "_progress": None, "_resumed": None}
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             state["_world"] = world(*self._world)  # a spawned worker is in no process group
         return state
@@ -185,7 +190,7 @@ class BatchStream(IterableDataset["Batch"]):
         self._shared.in_workers = info is not None
         return progress.batches(
             self._plan_of(progress.epoch),
-            self._assembler(in_worker=info is not None),
+            self._assembler(None if info is None else info.id),
             drop_last=self._drop_last,
             prefetch=self._prefetch,
             threads=self._threads,
@@ -272,6 +277,13 @@ class BatchStream(IterableDataset["Batch"]):
             self._plan = epoch, self._epochs.plan(epoch)
         return self._plan[1]
 
-    def _assembler(self, *, in_worker: bool) -> Assembler:
-        allocate = allocator(in_worker=in_worker, pin_memory=self._pin_memory)
-        return Assembler(self.store, self.collate, allocate, skip_corrupt=self._skip_corrupt)
+    def _assembler(self, worker: int | None = None) -> Assembler:
+        return Assembler(self.store, self.collate, self._memory(worker), skip_corrupt=self._skip_corrupt)
+
+    def _memory(self, worker: int | None) -> Callable[[], Memory]:
+        """Return what returns the memory of a batch: pinned if that is possible, shared in a DataLoader worker."""
+        if worker is None:
+            return InPinnedMemory if self._pin_memory and torch.cuda.is_available() else InMemory
+        if self._pool is None:
+            self._pool = Pool(self._name, worker)
+        return partial(Arena, self._pool)

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from logitstore.stream.plan import Layout, Place
 from logitstore.stream.prefetch import prefetched
 from logitstore.stream.share import Share
@@ -89,6 +87,4 @@ class Iteration:
             yield partial(self._made, assembler, layout, after)
 
     def _made(self, assembler: Assembler, layout: Layout, after: Place) -> tuple[Place, Batch]:
-        batch = assembler.make(layout)
-        batch["cursor"] = torch.tensor([*after, self.epoch])
-        return after, batch
+        return after, assembler.make(layout, (*after, self.epoch))

@@ -3,54 +3,60 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
-
     from numpy.typing import NDArray
     from torch import Tensor
 
-    Allocate = Callable[[tuple[int, ...], torch.dtype], Tensor]
-
-__all__ = ["allocator", "in_memory", "in_pinned_memory", "in_shared_memory", "tensor_of"]
+__all__ = ["InMemory", "InPinnedMemory", "Memory", "tensor_of"]
 
 
-def allocator(*, in_worker: bool, pin_memory: bool) -> Allocate:
-    """Choose: shared memory in a DataLoader worker, which is how it hands tensors over; pinned if that is possible."""
-    if in_worker:
-        return in_shared_memory
-    return in_pinned_memory if pin_memory and torch.cuda.is_available() else in_memory
+class Memory(Protocol):
+    """Makes the tensors of a batch."""
+
+    def reserve(self, nbytes: int, tensors: int) -> None:
+        """Say that so many tensors, of so many bytes in all, will be asked for."""
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return an uninitialised tensor."""
+
+    def finished(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the batch of these tensors, all of this memory."""
 
 
-def in_memory(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Return an uninitialised tensor.
+class InMemory:
+    """Memory of this process.
 
     NumPy asks the kernel for huge pages where an array is large, PyTorch does not: first touching 40 MB took 43 ms in
     PyTorch's memory and 9 ms in NumPy's.
     """
-    bytes_ = np.empty(math.prod(shape) * dtype.itemsize, np.uint8)
-    return torch.from_numpy(bytes_).view(dtype).view(shape)
+
+    def reserve(self, nbytes: int, tensors: int) -> None:
+        """Do nothing."""
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return an uninitialised tensor."""
+        bytes_ = np.empty(math.prod(shape) * dtype.itemsize, np.uint8)
+        return torch.from_numpy(bytes_).view(dtype).view(shape)
+
+    def finished(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the batch."""
+        return batch
 
 
-def in_shared_memory(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Return an uninitialised tensor that another process can map, as PyTorch's own collation does."""
-    elements = math.prod(shape)
-    # No file can be mapped that has no bytes.
-    storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(max(1, elements) * dtype.itemsize)
-    return torch.empty(0, dtype=dtype).set_(storage)[:elements].view(shape)
+class InPinnedMemory(InMemory):
+    """Memory that a GPU can copy from by itself."""
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return an uninitialised tensor."""
+        return torch.empty(shape, dtype=dtype, pin_memory=True)
 
 
-def in_pinned_memory(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Return an uninitialised tensor that a GPU can copy from by itself."""
-    return torch.empty(shape, dtype=dtype, pin_memory=True)
-
-
-def tensor_of(array: NDArray[Any], allocate: Allocate) -> Tensor:
+def tensor_of(array: NDArray[Any], memory: Memory) -> Tensor:
     """Return the array as a tensor, copied only if its memory is not good enough."""
     tensor = torch.from_numpy(array)
-    return tensor if allocate is in_memory else allocate(array.shape, tensor.dtype).copy_(tensor)
+    return tensor if type(memory) is InMemory else memory.empty(array.shape, tensor.dtype).copy_(tensor)

@@ -13,6 +13,7 @@ import logitstore
 from logitstore.stream import BatchStream, Collate
 from logitstore.stream.batch_fields import PADDING
 from logitstore.stream.collate import Piece
+from logitstore.stream.handover import SharedBatch
 from tests.stream.conftest import LENGTHS
 from tests.stream.epochs import dealt, fingerprint, in_worker, is_blank
 
@@ -129,10 +130,13 @@ def test_a_blank_batch_is_like_any_other(store: Any, collate: Collate) -> None:
     assert torch.isnan(loss)  # which is why a loss divides by mask.sum().clamp(min=1)
 
 
-def test_in_a_worker_tensors_are_in_shared_memory(store: Any) -> None:
+def test_in_a_worker_batches_are_ready_to_be_handed_over(store: Any) -> None:
+    collate = Collate(seq_len=8, pack=True, entries="flat")
     with in_worker(0, 1):
-        shared = list(BatchStream(store, 4, collate=Collate(seq_len=8, pack=True, entries="flat")))
-    plain = list(BatchStream(store, 4, collate=Collate(seq_len=8, pack=True, entries="flat")))
-    assert all(tensor.is_shared() for name, tensor in shared[0].items() if name != "cursor")
-    assert not any(tensor.is_shared() for tensor in plain[0].values())
+        shared = list(BatchStream(store, 4, collate=collate))
+    plain = list(BatchStream(store, 4, collate=collate))
+    assert all(type(batch) is SharedBatch for batch in shared)
+    assert not any(isinstance(batch, SharedBatch) for batch in plain)
     assert [fingerprint(batch) for batch in shared] == [fingerprint(batch) for batch in plain]
+    # Entries are picked after the rows are read, and only then it is known how many they are.
+    assert len(shared[0]._origin.arena.segments) == 2
