@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import google_crc32c
@@ -119,7 +120,7 @@ def encode_document(header: DocumentHeader, fields: Sequence[Field], rows: RowBa
 
 
 class _Array(NamedTuple):
-    """An array of a document file: its type, and where its chunks lie."""
+    """An array of a document file: its type, and where its chunks lie; the last offset is where the next array does."""
 
     field: Field
     chunk_rows: int
@@ -169,7 +170,7 @@ class DocumentFile:
         self.header = DocumentHeader(store_id, document, first_row, rows, slots, vocab_size, temperatures)
         self._check_header()
         self._arrays = dict(self._parse(table, arrays, end))
-        expected = max((array.offsets[-1] + _padded(array.sizes[-1]) for array in self._arrays.values()), default=end)
+        expected = max((array.offsets[-1] for array in self._arrays.values()), default=end)
         if size != expected:
             kind = TruncatedDataError if size < expected else CorruptDataError
             raise kind(f"the table says {expected} bytes, the document file has {size}")
@@ -213,11 +214,9 @@ class DocumentFile:
                 raise CorruptDataError("the table of arrays ends inside an entry")
             sizes = struct.unpack_from(f"<{chunks}I", table, position)
             position += 4 * chunks
-            offsets = []
-            for size in sizes:
-                offsets.append(offset)
-                offset += _padded(size)
-            yield name, _Array(field, chunk_rows, tuple(offsets), sizes)
+            offsets = tuple(accumulate(map(_padded, sizes), initial=offset))
+            offset = offsets[-1]
+            yield name, _Array(field, chunk_rows, offsets, sizes)
         if len(table) != -(-position // layout.CHUNK_ALIGNMENT) * layout.CHUNK_ALIGNMENT:
             raise CorruptDataError(f"the table of arrays has {position} bytes and padding, found {len(table)}")
 

@@ -78,7 +78,8 @@ class Iteration:
             for after, batch in made:
                 self.reached = after
                 self.taken += 1
-                on_skip(int(batch["skipped"]))
+                if skipped := int(batch["skipped"]):
+                    on_skip(skipped)
                 yield batch
 
     def _tasks(self, plan: Plan, assembler: Assembler, drop_last: bool) -> Iterator[Callable[[], tuple[Place, Batch]]]:
