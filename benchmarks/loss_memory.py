@@ -5,6 +5,9 @@ python benchmarks/loss_memory.py --rows 4096 --vocab 128256 --hidden 256
 Each contender runs in a process of its own: hidden states and head in, gradients of both out. The peak is what the
 process held at most beyond what it held before (hidden states, head, teacher's rows), so it includes the two gradients.
 On a CPU, seconds are the process's own.
+
+Liger's losses are measured where `pip install liger-kernel` has been called and they run: its cross-entropy is a kernel
+for a GPU, its chunked distillation losses run anywhere.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
 FORMS = ("logits", "in place", "fused")
 TORCH, LIGER = "torch cross_entropy", "liger fused linear cross_entropy"
+LIGER_JSD = "liger fused linear jsd, live teacher"
 
 
 @click.command(help=__doc__.splitlines()[0])
@@ -47,7 +51,7 @@ def main(only: str | None, json_path: Path | None, losses: tuple[str, ...], matc
     if only is not None:
         print(json.dumps(measure(only, **sizes)))
         return
-    contenders = [TORCH, *(f"{loss}, {form}" for loss in losses for form in FORMS), LIGER]
+    contenders = [TORCH, *(f"{loss}, {form}" for loss in losses for form in FORMS), LIGER, LIGER_JSD]
     measured = {name: in_a_process(name, sizes) for name in contenders if match in name}
     base = next(found for found in measured.values() if "skipped" not in found)
     table = [
@@ -90,7 +94,7 @@ def measure(
     head = (torch.randn(vocab, hidden) * 0.05).to(device, getattr(torch, dtype)).requires_grad_()
     teacher = random_rows(rows, vocab, kept).to(device)
     try:
-        call = contender(name)
+        call = contender(name, device)
         # Threads, kernels and the libraries' own buffers come with the first call of all.
         call(states[:1], head[:64], random_rows(1, 64, 4).to(device)).backward()
     except (ImportError, RuntimeError) as error:
@@ -108,7 +112,7 @@ def measure(
     return {"bytes": peaks[0], "seconds": min(seconds)}
 
 
-def contender(name: str) -> Callable[[Tensor, Tensor, TeacherRows], Tensor]:
+def contender(name: str, device: str) -> Callable[[Tensor, Tensor, TeacherRows], Tensor]:
     import torch
 
     from logitstore.loss import make_loss
@@ -120,6 +124,12 @@ def contender(name: str) -> Callable[[Tensor, Tensor, TeacherRows], Tensor]:
 
         liger = LigerFusedLinearCrossEntropyLoss()
         return lambda states, head, teacher: liger(head, states, teacher.labels)
+    if name == LIGER_JSD:
+        from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss  # type: ignore[import-not-found]
+
+        # Cross-entropy and divergence from a teacher of the student's size, whose logits it makes as well.
+        jsd = LigerFusedLinearJSDLoss(compiled=torch.device(device).type != "cpu")
+        return lambda states, head, teacher: jsd(states, head, states.detach(), head.detach(), teacher.labels)
     loss_name, form = name.split(", ")
     loss = make_loss(loss_name)
     if form == "fused":
