@@ -66,9 +66,9 @@ def gkd_objective() -> tuple[tuple[str, ...], Objective]:
     return (), objective
 
 
-def make_store(path: Path, teacher: str, text: str, selection: Selection, seq_len: int) -> Path:
+def make_store(path: Path, teacher: str, text: str, selection: Selection, seq_len: int, documents: int | None) -> Path:
     if not is_complete(path):
-        corpus = CorpusConfig(data=(text,), seq_len=seq_len)
+        corpus = CorpusConfig(data=(text,), seq_len=seq_len, limit=documents)
         # Shards of as many rows whatever is kept of them: the order of an epoch goes by shards.
         build(
             BuildConfig(TeacherConfig(teacher, dtype="float32"), corpus, selection, rows_per_shard=1 << 14),
@@ -158,6 +158,7 @@ def draw(runs: Runs, tokens: list[int], seeds: int, costs: dict[str, float], pat
 @click.command(help=__doc__.splitlines()[0])
 @click.option("--teacher", required=True, help="Folder or Hugging Face id of a causal language model.")
 @click.option("--text", required=True, type=click.Path(exists=True), help="What students learn from.")
+@click.option("--documents", type=int, help="Use so many documents of the text; by default all.")
 @click.option("--heldout", required=True, type=click.Path(exists=True), help="What they are measured on.")
 @click.option("--heldout-documents", default=120, show_default=True)
 @click.option("--tokens", default="150000,450000,1350000", show_default=True, help="Sizes of the subsets.")
@@ -171,8 +172,8 @@ def draw(runs: Runs, tokens: list[int], seeds: int, costs: dict[str, float], pat
 @click.option("--threads", default=1, show_default=True)
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path))
 def main(
-    teacher: str, text: str, heldout: str, heldout_documents: int, tokens: str, seeds: int, methods: str, layers: int,
-    hidden: int, seq_len: int, batch: int, lr: float, threads: int, out: Path,
+    teacher: str, text: str, documents: int | None, heldout: str, heldout_documents: int, tokens: str, seeds: int,
+    methods: str, layers: int, hidden: int, seq_len: int, batch: int, lr: float, threads: int, out: Path,
 ) -> None:  # fmt: skip
     torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
@@ -180,15 +181,15 @@ def main(
     sizes = sorted(int(size) for size in tokens.split(","))
     chosen = [list(METHODS)[int(number)] for number in methods.split(",")]
     paths = {
-        kept: make_store(out / name_of(kept), teacher, text, STORES[kept], seq_len)
+        kept: make_store(out / name_of(kept), teacher, text, STORES[kept], seq_len, documents)
         for kept in {METHODS[method][0] for method in chosen}
     }
     measured_on = out / "heldout.zarr"
-    if not is_complete(measured_on):
-        corpus = CorpusConfig(data=(heldout,), seq_len=seq_len, limit=heldout_documents)
-        build(BuildConfig(TeacherConfig(teacher, dtype="float32"), corpus, STORES["tokens"]), measured_on, resume=True)
+    make_store(measured_on, teacher, heldout, STORES["tokens"], seq_len, heldout_documents)
     live = load_teacher(teacher)
-    runs = Runs(out / "runs.json", {"teacher": teacher, "text": text, **dataclasses.asdict(settings)})
+    runs = Runs(
+        out / "runs.json", {"teacher": teacher, "text": text, "documents": documents, **dataclasses.asdict(settings)}
+    )
     costs = {}
     for method in chosen:
         kept, loss, options, runs_along = METHODS[method]
