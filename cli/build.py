@@ -155,7 +155,7 @@ __all__ = ["command"]
 @click.option("--overwrite", is_flag=True, help="Replace a store at --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def command(out: Path, *, workers: int, resume: bool, overwrite: bool, as_json: bool, **options: Any) -> None:
-    r"""Run a teacher over a corpus and store the logits it keeps of every token.
+    """Run a teacher over a corpus and store the logits it keeps of every token.
 
     \b
     logitstore build --teacher DIR --data corpus.jsonl --top-k 64 --out teacher.zarr
@@ -164,7 +164,7 @@ def command(out: Path, *, workers: int, resume: bool, overwrite: bool, as_json: 
     logitstore build --teacher DIR --generate --prompts prompts.jsonl --top-k 64 --out written.zarr
 
     Ctrl-C, or a crash, loses at most the shard in flight: run the same command with --resume.
-    """
+    """  # noqa: D301
     from logitstore.build import build
 
     from .progress import build_progress

@@ -6,7 +6,7 @@ import json
 import sys
 
 import pytest
-from logitstore_cli.main import main
+from logitstore_cli.main import cli, main
 
 from logitstore.teacher.tiny import train_tiny_teacher
 
@@ -142,3 +142,11 @@ def test_help_and_version(monkeypatch, capsys):
     assert run(monkeypatch, "--help") == 0
     assert "Commands" in capsys.readouterr().out
     assert run(monkeypatch, "--version") == 0
+
+
+@pytest.mark.parametrize("name", cli.list_commands(None))
+def test_help_of_each_command(monkeypatch, capsys, name):
+    assert run(monkeypatch, name, "--help") == 0
+    shown = capsys.readouterr().out
+    assert f"logitstore {name} " in shown
+    assert "\\b" not in shown

@@ -2,12 +2,11 @@ from __future__ import annotations
 
 import sys
 
+import datasets
 import pytest
 
 from logitstore.corpus import CorpusConfig, corpus_digest, iter_documents
 from logitstore.errors import InvalidArgumentError
-
-datasets = pytest.importorskip("datasets")
 
 ROWS = {"text": ["Once upon", "", "a time"], "source": ["a", "b", "c"]}
 
