@@ -10,9 +10,9 @@ import tokenizers
 import torch
 import transformers
 
-from logitstore.build import BuildConfig, BuildSummary, build
+from logitstore.build import BuildConfig, BuildSummary, GenerationConfig, build
 from logitstore.corpus import CorpusConfig
-from logitstore.select import Selection
+from logitstore.select import Sampling, Selection
 from logitstore.teacher import TeacherConfig, load_teacher
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 WORDS = ("bell", "fox", "metal", "round", "shiny", "the", "time", "upon", "über", "世界")
 CONTEXT = 96
 PADDED_VOCAB_SIZE = 320
+# So many of the 290 tokens that most texts end before their limit, at different lengths.
+END = tuple("abcdefghijklmnopqrst")
 
 
 @pytest.fixture(autouse=True)
@@ -161,3 +163,30 @@ def files_of() -> Callable[[Path], dict[str, bytes]]:
         return files
 
     return read
+
+
+@pytest.fixture
+def configured(configure: Any) -> Callable[..., BuildConfig]:
+    """Make a configuration that goes on with prompts; without any, it says how many documents."""
+
+    def make(data: str | None = None, **settings: Any) -> BuildConfig:
+        names = {field.name for field in dataclasses.fields(GenerationConfig)}
+        asked = {name: settings.pop(name) for name in names & set(settings)}
+        drawn = [name for name in settings if name.startswith("sampling_")]
+        sampling = {name.removeprefix("sampling_"): settings.pop(name) for name in drawn}
+        generation = GenerationConfig(
+            **({"max_new_tokens": 25, "end_tokens": END} | asked), sampling=Sampling(**sampling)
+        )
+        config = configure(data or "none", prompts=data is not None, **settings,
+                           **({"generation": generation} if data else {}))  # fmt: skip
+        if data:
+            return config  # type: ignore[no-any-return]
+        corpus = dataclasses.replace(config.corpus, data=(), prompts=True)
+        return dataclasses.replace(config, corpus=corpus, generation=generation)
+
+    return make
+
+
+@pytest.fixture
+def prompts(write_corpus: Any, texts: Any) -> str:
+    return str(write_corpus(texts(6, 1, 9, 3, 3, 14, 2)))

@@ -5,37 +5,26 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import transformers
 
 import logitstore
 from logitstore.audit import verify
 from logitstore.audit.teacher_check import check_teacher
-from logitstore.build import BuildConfig, GenerationConfig, build
-from logitstore.corpus import CorpusConfig
-from logitstore.errors import CorruptDataError, InvalidArgumentError
 from logitstore.select import Sampling
-from logitstore.teacher import TeacherConfig
+from tests.build.conftest import CONTEXT, END
 from tests.build.test_rows import Plain, check_plain_zarr, check_store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import torch
 
     from logitstore.reader import Document
 
 pytestmark = pytest.mark.usefixtures("load_once")
 
-CONTEXT = 96
-# So many of the 290 tokens that most texts end before their limit, at different lengths.
-END = tuple("abcdefghijklmnopqrst")
 SELECTIONS: list[dict[str, Any]] = [
     {"top_k": 6}, {"top_fraction": 0.05}, {"top_p": 0.7, "max_k": 40}, {"samples": 12}, {"top_k": 5, "samples": 20},
 ]  # fmt: skip
@@ -44,33 +33,6 @@ SELECTIONS: list[dict[str, Any]] = [
 @pytest.fixture(scope="module")
 def plain(teacher_folder: str) -> Plain:
     return Plain(teacher_folder)
-
-
-@pytest.fixture
-def configured(configure: Any) -> Callable[..., BuildConfig]:
-    """Make a configuration that goes on with prompts; without any, it says how many documents."""
-
-    def make(data: str | None = None, **settings: Any) -> BuildConfig:
-        names = {field.name for field in dataclasses.fields(GenerationConfig)}
-        asked = {name: settings.pop(name) for name in names & set(settings)}
-        drawn = [name for name in settings if name.startswith("sampling_")]
-        sampling = {name.removeprefix("sampling_"): settings.pop(name) for name in drawn}
-        generation = GenerationConfig(
-            **({"max_new_tokens": 25, "end_tokens": END} | asked), sampling=Sampling(**sampling)
-        )
-        config = configure(data or "none", prompts=data is not None, **settings,
-                           **({"generation": generation} if data else {}))  # fmt: skip
-        if data:
-            return config  # type: ignore[no-any-return]
-        corpus = dataclasses.replace(config.corpus, data=(), prompts=True)
-        return dataclasses.replace(config, corpus=corpus, generation=generation)
-
-    return make
-
-
-@pytest.fixture
-def prompts(write_corpus: Any, texts: Any) -> str:
-    return str(write_corpus(texts(6, 1, 9, 3, 3, 14, 2)))
 
 
 def written(document: Document) -> np.ndarray:
@@ -283,161 +245,6 @@ def test_the_summary_and_progress_add_up(configured: Any, prompts: str, run: Any
     last = calls[-1]
     assert last.tokens == last.new_tokens == last.total_tokens == len(rows)
     assert calls[len(calls) // 2].total_tokens == pytest.approx(len(rows), rel=0.5)
-
-
-@pytest.fixture(params=["zarr", "webdataset"])
-def awkward(request: Any, configured: Any, write_corpus: Any, texts: Any) -> BuildConfig:
-    """Batches, prompts' samples and shards that all end in different places."""
-    data = write_corpus(["", *texts(6, 1, 9, 3, 12, 2)])
-    config = configured(
-        data, samples_per_prompt=3, tokens_per_batch=130, rows_per_chunk=40, rows_per_shard=64, top_k=3, samples=2,
-        temperatures=(2.0,),
-    )  # fmt: skip
-    return dataclasses.replace(config, container=request.param, shard_bytes=2048)  # type: ignore[no-any-return]
-
-
-def test_writing_may_be_interrupted_at_any_call(
-    awkward: BuildConfig, run: Any, tmp_path: Path, files_of: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Nothing here loses power.
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    calls: list[Any] = []
-    run(awkward, "whole", on_progress=calls.append)
-    whole = files_of(tmp_path / "whole")
-    assert calls[-1].committed_rows > 0
-    going_on = 0
-    for last in range(1, len(calls) + 1, 3):
-        seen: list[Any] = []
-
-        def interrupt(progress: Any, seen: list[Any] = seen, last: int = last) -> None:
-            seen.append(progress)
-            if len(seen) == last:
-                raise KeyboardInterrupt
-
-        store = tmp_path / f"store{last}"
-        with pytest.raises(KeyboardInterrupt):
-            build(awkward, store, on_progress=interrupt)
-        summary = build(awkward, store, resume=True)
-        going_on += summary.new_rows < summary.manifest.rows
-        assert files_of(store) == whole, f"interrupted at call {last}"
-        shutil.rmtree(store)
-    assert going_on > 2
-
-
-def test_writing_from_no_prompt_goes_on_in_the_middle(configured: Any, run: Any, tmp_path: Path, files_of: Any) -> None:
-    config = configured(documents=20, tokens_per_batch=80, rows_per_shard=64)
-    run(config, "whole.zarr")
-
-    def interrupt(progress: Any) -> None:
-        if progress.committed_rows:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(config, on_progress=interrupt)
-    calls: list[Any] = []
-    summary = run(config, resume=True, on_progress=calls.append)
-    assert summary.new_rows < summary.manifest.rows
-    assert calls[-1].tokens == calls[-1].total_tokens == summary.manifest.rows
-    assert files_of(tmp_path / "store.zarr") == files_of(tmp_path / "whole.zarr")
-
-
-@pytest.mark.parametrize(
-    ("changes", "difference"),
-    [
-        ({"sampling_temperature": 0.5}, "build.generation.temperature was 1.0 and is now 0.5"),
-        ({"sampling_top_p": 0.5}, "build.generation.top_p was 1.0 and is now 0.5"),
-        ({"sampling_seed": 3}, "build.generation.seed was 0 and is now 3"),
-        ({"max_new_tokens": 9}, "build.generation.max_new_tokens was 25 and is now 9"),
-        ({"samples_per_prompt": 2}, "build.generation.samples_per_prompt was 1 and is now 2"),
-        ({"end_tokens": ("a",)}, "build.generation.end_tokens was"),
-    ],
-    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
-)
-def test_resume_names_what_differs(
-    changes: dict[str, Any], difference: str, configured: Any, prompts: str, run: Any
-) -> None:
-    first = run(configured(prompts))
-    with pytest.raises(InvalidArgumentError, match=difference):
-        run(configured(prompts, **changes), resume=True)
-    assert run(configured(prompts, **changes), "other.zarr").manifest.store_id != first.manifest.store_id
-
-
-def test_a_store_of_given_text_is_not_gone_on_with(configure: Any, configured: Any, prompts: str, run: Any) -> None:
-    run(configure(prompts))
-    with pytest.raises(InvalidArgumentError, match=r"build.generation.\w+ was None|build.generation was None"):
-        run(configured(prompts), resume=True)
-
-
-def test_a_prompt_that_leaves_no_room(configured: Any, write_corpus: Any, texts: Any, run: Any) -> None:
-    data = write_corpus(texts(3, 60))
-    with pytest.raises(InvalidArgumentError, match=r"may have 30 tokens, but the prompt of 'corpus-00000001' has \d+"):
-        run(configured(data, seq_len=30))
-
-
-def test_what_does_not_fit_the_teacher_leaves_no_store(configured: Any, prompts: str, run: Any, tmp_path: Path) -> None:
-    for settings, message in (
-        ({"seq_len": 97}, "context has 96"),
-        ({"end_tokens": ("no such token",)}, "must be a token of the vocabulary"),
-    ):
-        with pytest.raises(InvalidArgumentError, match=message):
-            run(configured(prompts, **settings))
-        assert not (tmp_path / "store.zarr").exists()
-
-
-def _without(folder: str, copy: Path, *names: str) -> str:
-    """Copy a teacher and take special tokens from its tokenizer."""
-    shutil.copytree(folder, copy)
-    file = copy / "tokenizer_config.json"
-    settings = json.loads(file.read_text())
-    file.write_text(json.dumps({name: value for name, value in settings.items() if name not in names}))
-    return str(copy)
-
-
-def test_from_no_prompt_starts_with_eos_where_there_is_no_bos(
-    configured: Any, teacher_folder: str, run: Any, tmp_path: Path
-) -> None:
-    config = configured(documents=3)
-    model = _without(teacher_folder, tmp_path / "a", "bos_token")
-    run(dataclasses.replace(config, teacher=dataclasses.replace(config.teacher, model=model)))
-    assert [document.tokens[0] for document in logitstore.open(tmp_path / "store.zarr")] == [1, 1, 1]
-    model = _without(teacher_folder, tmp_path / "b", "bos_token", "eos_token")
-    with pytest.raises(InvalidArgumentError, match="needs a BOS or an EOS token, and has neither"):
-        run(dataclasses.replace(config, teacher=dataclasses.replace(config.teacher, model=model)), "other.zarr")
-    assert not (tmp_path / "other.zarr").exists()
-
-
-def test_rows_that_are_not_finite_name_their_document(
-    configured: Any, make_teacher: Any, write_corpus: Any, run: Any
-) -> None:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(make_teacher("plain"))
-    bad = tokenizer("z", add_special_tokens=False).input_ids[0]
-    teacher = TeacherConfig(make_teacher("nan", nan_token=bad), dtype="float32", device="cpu")
-    config = configured(write_corpus(["the bell", "the z"]))
-    with pytest.raises(CorruptDataError, match=r"finite.*document 'corpus-00000001'"):
-        run(dataclasses.replace(config, teacher=teacher))
-    config = configured(write_corpus(["the bell", "z bell"]), rows="masked")
-    with pytest.raises(CorruptDataError, match=r"finite.*token 0 .* document 'corpus-00000001'"):
-        run(dataclasses.replace(config, teacher=teacher), "masked.zarr")
-
-
-@pytest.mark.parametrize("settings", [{"documents": 0}, {"samples_per_prompt": 0}, {"max_new_tokens": 0}])
-def test_numbers_are_at_least_one(settings: dict[str, int]) -> None:
-    with pytest.raises(InvalidArgumentError, match="is at least 1, found 0"):
-        GenerationConfig(**settings)
-
-
-def test_what_does_not_go_together(configured: Any, configure: Any, prompts: str) -> None:
-    with pytest.raises(InvalidArgumentError, match="leave samples_per_prompt"):
-        GenerationConfig(documents=3, samples_per_prompt=2)
-    config = configured(prompts)
-    with pytest.raises(InvalidArgumentError, match="go together"):
-        dataclasses.replace(config, generation=None)
-    with pytest.raises(InvalidArgumentError, match="go together"):
-        configure(prompts, generation=GenerationConfig())
-    with pytest.raises(InvalidArgumentError, match="either prompts"):
-        dataclasses.replace(config, generation=GenerationConfig(documents=3))
-    with pytest.raises(InvalidArgumentError, match="either prompts"):
-        dataclasses.replace(config, corpus=CorpusConfig(data=(), prompts=True))
 
 
 def test_logits_of_few_rows_exist_at_a_time(
