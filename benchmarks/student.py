@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from dataclasses import dataclass
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
     Batch = dict[str, Tensor]
     Objective = Callable[[Tensor, Tensor | None, Batch], Tensor]
-
-_TEACHER_FIELDS = ("ids", "logprobs", "lse", "label_logprob", "counts")
 
 
 @dataclass(frozen=True)
@@ -72,12 +71,12 @@ def logits_of(model: Any, batch: Batch, vocab_size: int) -> Tensor:
 def stored_objective(name: str, **options: Any) -> tuple[tuple[str, ...], Objective]:
     """Return the fields of a store that a loss reads, and the loss of a batch."""
     loss = make_loss(name, **options)
-    # As `Collate` calls them.
-    fields = tuple({"logprobs": "values"}.get(field, field) for field in loss.needs if field in _TEACHER_FIELDS)
+    named = {"logprobs": "values", **{name: name for name in ("ids", "lse", "label_logprob", "counts")}}
+    fields = tuple(named[need] for need in loss.needs if need in named)
 
     def objective(logits: Tensor, teacher_logits: Tensor | None, batch: Batch) -> Tensor:
-        rows = {key: batch[key] for key in ("labels", "mask", *_TEACHER_FIELDS) if key in batch}
-        return loss(logits, TeacherRows(**rows, full_logits=teacher_logits), inplace=True)
+        rows = dataclasses.replace(TeacherRows.from_batch(batch), full_logits=teacher_logits)
+        return loss(logits, rows, inplace=True)
 
     return fields, objective
 

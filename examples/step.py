@@ -46,15 +46,10 @@ def student_logits(student, batch, vocab_size):
     return logits[..., :vocab_size]  # behind it is padding that the teacher's log-probabilities know nothing of
 
 
-def teacher_rows(batch):
-    """Return what the teacher said. Row t belongs to the student's logits after token t: nothing is to be shifted."""
-    names = ("ids", "logprobs", "lse", "label_logprob", "labels", "mask", "counts")
-    return TeacherRows(**{name: batch[name] for name in names if name in batch})
-
-
 def distillation_loss(student, batch, loss, vocab_size, *, reduction="mean"):
     """Return the loss over the rows of a batch that are targets."""
-    return loss(student_logits(student, batch, vocab_size), teacher_rows(batch), reduction=reduction)
+    # Row t belongs to the student's logits after token t: nothing is to be shifted.
+    return loss(student_logits(student, batch, vocab_size), TeacherRows.from_batch(batch), reduction=reduction)
 
 
 def to_device(batch, device):

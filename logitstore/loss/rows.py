@@ -8,12 +8,16 @@ import torch
 from logitstore.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
 __all__ = ["TeacherRows"]
 
 _PER_ENTRY = frozenset({"counts", "full_logits", "ids", "logprobs"})
 """Fields with one more axis than there are rows."""
+
+_IN_BATCHES = ("ids", "logprobs", "lse", "label_logprob", "labels", "mask", "counts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +90,21 @@ class TeacherRows:
                 raise InvalidArgumentError(
                     f"{name} must be int32 or int64 with negative numbers for none, not {given[name].dtype}"
                 )
+
+    @classmethod
+    def from_batch(cls, batch: Mapping[str, Tensor]) -> TeacherRows:
+        """Take what a batch of `logitstore.stream` has of the teacher.
+
+        But for ``lse_T``, which has a column per temperature where a loss wants one. Raw ``logits`` are not taken
+        either: ``Collate(values="logprob")`` makes them logprobs.
+
+        Examples
+        --------
+        >>> batch = {"tokens": torch.tensor([[3, 1]]), "labels": torch.tensor([[1, -100]])}
+        >>> TeacherRows.from_batch(batch).given()
+        {'labels': tensor([[   1, -100]])}
+        """
+        return cls(**{name: batch[name] for name in _IN_BATCHES if name in batch})
 
     @property
     def shape(self) -> torch.Size:

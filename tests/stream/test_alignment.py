@@ -21,6 +21,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 import logitstore
 from examples import accelerate_loop, datasets_iterable, hf_trainer, pytorch_loop, webdataset_pipeline
+from logitstore.loss import TeacherRows
 from logitstore.stream import BatchStream, Collate, DocumentDataset
 from tests.tiny_stores import make_stores
 
@@ -151,7 +152,7 @@ def check_student(student: Any, batch: Batch, vocab_size: int) -> None:
     """Check that a student with the teacher's weights says, where the loss looks, what is stored for that row."""
     with torch.no_grad():
         said = step.student_logits(student, batch, vocab_size).log_softmax(-1)
-    rows, there = step.teacher_rows(batch), batch["attention_mask"]
+    rows, there = TeacherRows.from_batch(batch), batch["attention_mask"]
     assert said.shape[:-1] == rows.shape
     assert close(rows.logprobs[there], said.gather(2, rows.ids.long().clamp(min=0))[there])
     targets = rows.labels >= 0
