@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import os
-import warnings
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +9,10 @@ import torch
 from logitstore.errors import InvalidArgumentError
 from logitstore.teacher.fingerprint import file_digest, weights_digest
 from logitstore.teacher.head import detach_head, probe_logits, require_causal
+from logitstore.teacher.loading import explained, quiet, require_all_weights
 from logitstore.teacher.teacher import Teacher
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from logitstore.teacher.config import TeacherConfig
 
 __all__ = ["load_teacher"]
@@ -42,7 +39,7 @@ def load_teacher(config: TeacherConfig) -> Teacher:
     import transformers
 
     device = _device(config)
-    with _quiet(), _explained(config):
+    with quiet(), explained("teacher", config.model):
         folder = _folder(config)
         arguments = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
         tokenizer = transformers.AutoTokenizer.from_pretrained(config.model, **arguments)
@@ -56,7 +53,7 @@ def load_teacher(config: TeacherConfig) -> Teacher:
         )
         if config.device_map is None:
             model = model.to(device)
-    _require_all_weights(config, loading)
+    require_all_weights(config.model, loading)
     model.eval()
 
     vocab_size = max(tokenizer.get_vocab().values()) + 1
@@ -127,17 +124,6 @@ def _folder(config: TeacherConfig) -> Path:
     return folder
 
 
-def _require_all_weights(config: TeacherConfig, loading: dict[str, Any]) -> None:
-    """Refuse an incomplete checkpoint: transformers fills what is missing with random numbers and only logs it."""
-    missing = sorted(map(str, loading["missing_keys"]))
-    if missing:
-        raise InvalidArgumentError(
-            f"the checkpoint lacks {len(missing)} of the model's weights, such as {missing[0]}; it is incomplete or not"
-            " a causal language model",
-            path=config.model,
-        )
-
-
 def _context(config: Any) -> int | None:
     """Return the longest input that the model's positions allow, stretched rotary embeddings included."""
     text = config.get_text_config()
@@ -150,48 +136,3 @@ def _context(config: Any) -> int | None:
             stretched = int(parameters["factor"] * parameters["original_max_position_embeddings"])
             longest = max(longest, stretched)
     return int(longest)
-
-
-@contextmanager
-def _explained(config: TeacherConfig) -> Iterator[None]:
-    """Turn what transformers raises for a model that cannot be had into one error with a hint."""
-    try:
-        yield
-    except InvalidArgumentError:
-        raise
-    except Exception as error:
-        # The kinds differ between releases (OSError, ValueError, ImportError, safetensors' and the hub's own); memory
-        # running out is torch's own kind and says what it is.
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        reason = " ".join(str(error).split()) or type(error).__name__
-        hint = (
-            " (a teacher is a folder with config.json, weights and tokenizer, or an id on the Hugging Face hub, which"
-            " needs a network or a filled cache, and a login where it is gated)"
-        )
-        raise InvalidArgumentError(
-            f"the teacher cannot be loaded: {reason}{hint if isinstance(error, OSError) else ''}", path=config.model
-        ) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' log and its bar for reading weights off the terminal; downloads may show theirs."""
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-    from transformers.utils import logging
-
-    verbosity, bar, downloads = logging.get_verbosity(), logging.is_progress_bar_enabled(), are_progress_bars_disabled()
-    with warnings.catch_warnings():
-        # transformers switches the hub's bars along with its own, and the hub warns if its environment variable has the
-        # last word.
-        warnings.simplefilter("ignore")
-        logging.set_verbosity(logging.CRITICAL)
-        logging.disable_progress_bar()
-        (disable_progress_bars if downloads else enable_progress_bars)()
-        try:
-            yield
-        finally:
-            logging.set_verbosity(verbosity)
-            if bar:
-                logging.enable_progress_bar()
-            (disable_progress_bars if downloads else enable_progress_bars)()
