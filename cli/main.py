@@ -17,6 +17,7 @@ _COMMANDS = {
     "inspect": "Say what is in a store; show tokens with their candidates.",
     "verify": "Check every byte and every row of a store.",
     "stats": "Kept mass, entropy, label ranks, perplexity; as a figure, too.",
+    "train": "Train a student from a store.",
     "convert": "Write a store into the other container, without loss.",
     "bench": "Measure reading against plain Zarr and raw memory maps.",
     "demo": "Train a small teacher, store its logits, check and read them.",

@@ -51,7 +51,7 @@ class Slim(KeptSetLoss):
     not blind to an offset. The label's term sees all of the vocabulary.
 
     Needs ids, logprobs, labels, label_logprob; and lse for "zero_logit". Rows without a label do not count. Parts:
-    cross_entropy, kept_cross_entropy (before the weight), weight.
+    cross_entropy and distillation, which add up to the loss; kept_cross_entropy and weight, whose product is the latter.
 
     Parameters
     ----------
@@ -109,11 +109,17 @@ class Slim(KeptSetLoss):
         ratio = rows.need("label_logprob").to(student.label.dtype) - student.label
         w = -torch.expm1(-torch.exp(ratio if self.weight == "text" else -ratio))
         cross_entropy, kept = -student.label, -dot(target, student.kept)
+        distillation = w * kept
         return Terms(
-            value=cross_entropy + w * kept,
+            value=cross_entropy + distillation,
             kept=-w[:, None] * target,
             label=-torch.ones_like(w),
-            parts={"cross_entropy": cross_entropy, "kept_cross_entropy": kept, "weight": w},
+            parts={
+                "cross_entropy": cross_entropy,
+                "distillation": distillation,
+                "kept_cross_entropy": kept,
+                "weight": w,
+            },
         )
 
     def _target(self, student: StudentRows, rows: TeacherRows) -> Tensor:

@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from logitstore.errors import InvalidArgumentError
 from logitstore.teacher.fingerprint import file_digest, weights_digest
 from logitstore.teacher.head import detach_head, probe_logits, require_causal
-from logitstore.teacher.loading import explained, quiet, require_all_weights
+from logitstore.teacher.loading import context_length, explained, quiet, require_all_weights
 from logitstore.teacher.teacher import Teacher
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def load_teacher(config: TeacherConfig) -> Teacher:
 
     vocab_size = max(tokenizer.get_vocab().values()) + 1
     embeddings = model.get_input_embeddings().weight.shape[0]
-    max_length = _context(model.config)
+    max_length = context_length(model.config)
     count = min(_PROBE_TOKENS, max_length or _PROBE_TOKENS)
     ids = torch.arange(count, device=model.device)[None] * max(1, embeddings // count) % embeddings
     logits = probe_logits(model, ids)
@@ -122,17 +122,3 @@ def _folder(config: TeacherConfig) -> Path:
     if not (folder / "config.json").is_file():
         raise InvalidArgumentError("a teacher's folder must hold config.json, weights and tokenizer", path=config.model)
     return folder
-
-
-def _context(config: Any) -> int | None:
-    """Return the longest input that the model's positions allow, stretched rotary embeddings included."""
-    text = config.get_text_config()
-    longest = getattr(text, "max_position_embeddings", None)
-    if longest is None:
-        return None
-    rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
-    for parameters in (rope, *rope.values()):
-        if isinstance(parameters, dict) and "factor" in parameters and "original_max_position_embeddings" in parameters:
-            stretched = int(parameters["factor"] * parameters["original_max_position_embeddings"])
-            longest = max(longest, stretched)
-    return int(longest)

@@ -13,7 +13,7 @@ from logitstore.errors import InvalidArgumentError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["explained", "quiet", "require_all_weights"]
+__all__ = ["context_length", "explained", "quiet", "require_all_weights", "without_bars"]
 
 
 @contextmanager
@@ -40,25 +40,43 @@ def explained(what: str, model: str) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers' log and its bar for reading weights off the terminal; downloads may show theirs."""
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    """Keep transformers' log, warnings and bars off the terminal; downloads may show their bars."""
     from transformers.utils import logging
 
-    verbosity, bar, downloads = logging.get_verbosity(), logging.is_progress_bar_enabled(), are_progress_bars_disabled()
-    with warnings.catch_warnings():
-        # transformers switches the hub's bars along with its own, and the hub warns if its environment variable has the
-        # last word.
+    verbosity = logging.get_verbosity()
+    with warnings.catch_warnings(), without_bars():
         warnings.simplefilter("ignore")
         logging.set_verbosity(logging.CRITICAL)
-        logging.disable_progress_bar()
-        (disable_progress_bars if downloads else enable_progress_bars)()
         try:
             yield
         finally:
             logging.set_verbosity(verbosity)
-            if bar:
-                logging.enable_progress_bar()
-            (disable_progress_bars if downloads else enable_progress_bars)()
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Keep transformers' bars for reading and writing weights off the terminal; downloads may show theirs."""
+    from transformers.utils import logging
+
+    bar = logging.is_progress_bar_enabled()
+    _show_bars(False)
+    try:
+        yield
+    finally:
+        _show_bars(bar)
+
+
+def _show_bars(show: bool) -> None:
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from transformers.utils import logging
+
+    downloads = are_progress_bars_disabled()
+    with warnings.catch_warnings():
+        # transformers switches the hub's bars along with its own, and the hub warns if its environment variable has the
+        # last word.
+        warnings.simplefilter("ignore")
+        (logging.enable_progress_bar if show else logging.disable_progress_bar)()
+        (disable_progress_bars if downloads else enable_progress_bars)()
 
 
 def require_all_weights(model: str, loading: dict[str, Any]) -> None:
@@ -70,3 +88,17 @@ def require_all_weights(model: str, loading: dict[str, Any]) -> None:
             " a causal language model",
             path=model,
         )
+
+
+def context_length(config: Any) -> int | None:
+    """Return the longest input that the model's positions allow, stretched rotary embeddings included."""
+    text = config.get_text_config()
+    longest = getattr(text, "max_position_embeddings", None)
+    if longest is None:
+        return None
+    rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    for parameters in (rope, *rope.values()):
+        if isinstance(parameters, dict) and "factor" in parameters and "original_max_position_embeddings" in parameters:
+            stretched = int(parameters["factor"] * parameters["original_max_position_embeddings"])
+            longest = max(longest, stretched)
+    return int(longest)

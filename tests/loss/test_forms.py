@@ -233,7 +233,8 @@ def test_parts(teacher_rows):
         else:
             loss = Slim().fused(head.hidden, head.weight, rows, bias=head.bias, parts=parts, chunk_rows=3)
         loss.backward()
-        assert set(parts) == {"cross_entropy", "kept_cross_entropy", "weight"}
+        assert set(parts) == {"cross_entropy", "distillation", "kept_cross_entropy", "weight"}
+        torch.testing.assert_close(loss.detach(), parts["cross_entropy"] + parts["distillation"])
         assert not any(part.requires_grad for part in parts.values())
         by_form.append(parts)
     torch.testing.assert_close(*by_form)
