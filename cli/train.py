@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ __all__ = ["command"]
 @click.option(
     "--out", required=True, type=click.Path(file_okay=False), help="Folder for checkpoints and the trained student."
 )
-@click.option("--loss", default="slim", show_default=True, help="A loss of logitstore.loss; 'help' lists them.")
+@click.option("--loss", default="slim", show_default=True, help="slim, forward_kl, cross_entropy, …")
 @click.option(
     "--loss-option", "loss_options", multiple=True, metavar="KEY=VALUE", help="Option of the loss. May be repeated."
 )
@@ -82,9 +83,6 @@ def command(resume: bool, as_json: bool, **options: Any) -> None:
       logitstore train --student-config config.json --store teacher.zarr --loss forward_kl --epochs 2 --out student
       logitstore train --student DIR --store teacher.zarr --epochs 1 --save-every 500 --eval-text held_out.jsonl --out s
     """  # noqa: D301
-    if options["loss"] == "help":
-        _list_losses()
-        return
     from logitstore.errors import InvalidArgumentError
     from logitstore.train import TrainConfig, train
 
@@ -113,12 +111,6 @@ def command(resume: bool, as_json: bool, **options: Any) -> None:
         _render(summary, lines[-1] if lines else {})
 
 
-def _list_losses() -> None:
-    from logitstore.loss import LOSSES, loss_options
-
-    stdout().print(key_values("losses", [(name, str(loss_options(name))) for name in LOSSES if name != "full_kl"]))
-
-
 def _pairs(texts: tuple[str, ...]) -> dict[str, str]:
     pairs = {}
     for text in texts:
@@ -132,18 +124,12 @@ def _pairs(texts: tuple[str, ...]) -> dict[str, str]:
 @contextmanager
 def _progress() -> Iterator[Any]:
     """Show a bar on stderr; what is yielded is the callback that moves it."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     from transformers import TrainerCallback
 
     columns = (MofNCompleteColumn(), TextColumn("steps"), BarColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=stderr()) as bar:
+    quiet = os.environ.get("RANK", "0") != "0"  # one bar for all processes that torchrun starts
+    with Progress(*columns, TimeElapsedColumn(), console=stderr(), disable=quiet) as bar:
         task = bar.add_task("loading the student", total=None)
 
         class Callback(TrainerCallback):  # type: ignore[misc]

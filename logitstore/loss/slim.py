@@ -51,7 +51,7 @@ class Slim(KeptSetLoss):
     not blind to an offset. The label's term sees all of the vocabulary.
 
     Needs ids, logprobs, labels, label_logprob; and lse for "zero_logit". Rows without a label do not count. Parts:
-    cross_entropy and distillation, which add up to the loss; kept_cross_entropy and weight, whose product is the latter.
+    cross_entropy and distillation, which add up to the loss; kept_cross_entropy and weight, the factors of the latter.
 
     Parameters
     ----------

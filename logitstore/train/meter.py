@@ -89,7 +89,8 @@ class Meter:
         -------
         dict
             By the names they were given, means over steps of means over the rows of all ranks, as the loss is one;
-            ``tokens_per_second`` of all ranks together; ``data_wait_seconds`` per step and ``data_wait_share`` of the steps' time, means over ranks.
+            ``tokens_per_second`` of all ranks together; ``data_wait_seconds`` per step and ``data_wait_share`` of the
+            steps' time, means over ranks.
         """
         ranks = gather(
             Sums(

@@ -73,7 +73,7 @@ def train(config: TrainConfig, *, resume: bool = False, callbacks: Sequence[Any]
     config
         What to do.
     resume
-        Go on from the last whole checkpoint in ``config.out``; begin if there is none. On a CPU, with the same settings,
+        Go on from the last whole checkpoint in ``config.out``; begin if there is none. On a CPU with the same settings
         the weights become, bit for bit, those of a run that was never stopped.
     callbacks
         `transformers.TrainerCallback`; ``transformers.trainer_callback.ProgressCallback`` shows a bar. Without, nothing
