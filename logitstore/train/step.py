@@ -95,11 +95,12 @@ class LossStep:
 
         @wraps(plain)
         def forward(*args: Any, distill: Batch | None = None, **kwargs: Any) -> Any:
-            return plain(*args, **kwargs) if distill is None else self._loss(distill)
+            return plain(*args, **kwargs) if distill is None else self.summed(distill)
 
         return forward
 
-    def _loss(self, batch: Batch) -> tuple[Tensor, Batch]:
+    def summed(self, batch: Batch) -> tuple[Tensor, Batch]:
+        """Return the summed loss of a batch, and the means of its parts over the rows that count."""
         inputs, rows = student_inputs(self.model, batch), self.rows(batch)
         parts: Batch = {}
         V = self.vocab_size
