@@ -20,7 +20,7 @@ from logitstore.train.checkpoint import RUN_FILE, check_out, last_checkpoint, re
 from logitstore.train.evaluate import Evaluation
 from logitstore.train.fit import check_loss, check_tokenizer, check_vocabulary
 from logitstore.train.step import LossStep
-from logitstore.train.student import load_student, load_tokenizer, require_separate_documents
+from logitstore.train.student import check_paths, load_student, load_tokenizer, require_separate_documents
 from logitstore.train.text import TextBatches
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ def train(config: TrainConfig, *, resume: bool = False, callbacks: Sequence[Any]
 
     start = time.perf_counter()
     out = Path(config.out)
+    check_paths(config)
     loss = make_loss(config.loss, **config.loss_options)
     with without_bars(), ExitStack() as opened:
         store = opened.enter_context(logitstore.open(config.store, order="stored"))

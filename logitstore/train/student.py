@@ -17,9 +17,23 @@ if TYPE_CHECKING:
     from logitstore.reader import Store
     from logitstore.train.config import TrainConfig
 
-__all__ = ["has_plain_head", "load_student", "load_tokenizer", "require_separate_documents", "student_inputs"]
+__all__ = [
+    "check_paths",
+    "has_plain_head",
+    "load_student",
+    "load_tokenizer",
+    "require_separate_documents",
+    "student_inputs",
+]
 
 _PROBE_TOKENS = 4
+
+
+def check_paths(config: TrainConfig) -> None:
+    """Raise `InvalidArgumentError` where a student or tokenizer is plainly a path, and one that leads nowhere."""
+    for name in (config.student, config.student_config, config.tokenizer):
+        if name is not None and name.startswith((".", "~", "/")) and not Path(name).exists():
+            raise InvalidArgumentError("there is no such file or folder", path=name)
 
 
 def load_tokenizer(config: TrainConfig, store: Store) -> Any:
@@ -55,8 +69,6 @@ def load_student(config: TrainConfig) -> Any:
     name = config.student or config.student_config
     assert name is not None
     with quiet(), explained("student", name):
-        if name.startswith((".", "~", "/")) and not Path(name).exists():
-            raise InvalidArgumentError("there is no such file or folder for a student", path=name)
         if config.student is None:
             settings = AutoConfig.from_pretrained(name, trust_remote_code=config.trust_remote_code)
             return AutoModelForCausalLM.from_config(settings, dtype=torch.float32, **arguments)

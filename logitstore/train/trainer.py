@@ -182,6 +182,10 @@ class _Hooks(TrainerCallback):  # type: ignore[misc]
     def __init__(self, trainer: DistillationTrainer) -> None:
         self.trainer = trainer
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        # A resumed state has the intervals of the run that was stopped.
+        state.compute_steps(args, state.max_steps)
+
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         self.trainer.meter.step_ends()
         assert self.trainer.used is not None
