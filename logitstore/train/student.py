@@ -46,11 +46,19 @@ def load_tokenizer(config: TrainConfig, store: Store) -> Any:
     """
     from transformers import AutoTokenizer
 
-    name = config.tokenizer or config.student or store.manifest.teacher.get("id")
-    if name is None:
-        raise InvalidArgumentError("the store does not say where its teacher lies; give a tokenizer", path=store.path)
-    with quiet(), explained("tokenizer", str(name)):
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=config.trust_remote_code)
+    name = config.tokenizer or config.student
+    teacher = str(store.manifest.teacher.get("id"))
+    try:
+        with quiet(), explained("tokenizer", name or teacher):
+            return AutoTokenizer.from_pretrained(name or teacher, trust_remote_code=config.trust_remote_code)
+    except InvalidArgumentError as error:
+        if name is not None:
+            raise
+        raise InvalidArgumentError(
+            f"the store names {teacher} as its teacher, whose tokenizer is not there; give one (--tokenizer):"
+            f" {error.message}",
+            path=store.path,
+        ) from error
 
 
 def load_student(config: TrainConfig) -> Any:

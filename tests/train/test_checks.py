@@ -12,6 +12,7 @@ from logitstore.errors import InvalidArgumentError
 from logitstore.loss import make_loss
 from logitstore.train import LossStep, TrainConfig, train
 from logitstore.train.student import require_separate_documents
+from tests.conftest import StoreMaker
 from tests.train.conftest import small_llama
 
 
@@ -79,6 +80,13 @@ def test_another_vocabulary(ignore, run, stores, tmp_path):
     other = with_other_tokenizer(stores, tmp_path / "other", swap=("a", "b"))
     with pytest.raises(InvalidArgumentError, match=r"differ in: vocabulary .*300 ids there, 300 here"):
         train(run.config(tmp_path / "run", tokenizer=other, ignore_tokenizer_mismatch=ignore))
+
+
+@pytest.mark.usefixtures("no_step")
+def test_a_teacher_that_is_gone(run, tmp_path):
+    path = StoreMaker().make(tmp_path / "s", [9], teacher={"id": "./moved"})
+    with pytest.raises(InvalidArgumentError, match=r"names ./moved as its teacher, whose .* give one \(--tokenizer\)"):
+        train(run.config(tmp_path / "run", store=str(path)))
 
 
 def test_other_special_tokens(run, stores, tmp_path):

@@ -15,6 +15,7 @@ from logitstore.loss import TeacherRows, make_loss
 from logitstore.stream import BatchStream, Collate
 from logitstore.train import LossStep, train
 from logitstore.train.meter import Meter
+from tests.conftest import StoreMaker
 from tests.train.conftest import small_llama
 
 
@@ -123,8 +124,6 @@ def test_packed_documents_are_alone(fused, attention, stores):
 
 
 def test_the_temperature_is_found_among_those_stored(tmp_path):
-    from tests.conftest import StoreMaker
-
     path = StoreMaker().make(tmp_path / "s", [9, 12], temperatures=(4.0, 2.0), vocab_size=97)
     model = transformers.LlamaForCausalLM(small_llama(vocab_size=97))
     loss = make_loss("forward_kl", temperature=2.0, ce_weight=0.5)
