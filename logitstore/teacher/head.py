@@ -11,7 +11,7 @@ from torch import nn
 
 from logitstore.errors import InvalidArgumentError
 
-__all__ = ["call_model", "close", "detach_head", "probe_logits", "require_causal", "run_base"]
+__all__ = ["call_model", "close", "detach_head", "probe_logits", "require_causal", "run_base", "without_base"]
 
 
 class _PassThrough(nn.Module):
@@ -54,16 +54,22 @@ def detach_head(model: Any, token_ids: torch.Tensor, logits: torch.Tensor) -> nn
     try:
         base_output = call_model(model.base_model, use_cache=False, input_ids=token_ids)
         hidden = base_output.last_hidden_state
-        head = copy.copy(model)
-        head.__dict__["_modules"] = {**model._modules, model.base_model_prefix: _PassThrough(type(base_output))}
-        # accelerate wraps forward on the instance and binds it to the whole model; its hooks on the head itself stay.
-        head.__dict__.pop("forward", None)
+        head = without_base(model, type(base_output))
         backwards = torch.arange(hidden.shape[1] - 1, -1, -1, device=hidden.device)
         chunks = [head(inputs_embeds=hidden[:, rows]).logits for rows in torch.split(backwards, 3)]
         again = torch.cat(chunks, 1).flip(1)
     except Exception:
         return None
     return head if again.shape == logits.shape and close(again, logits) else None
+
+
+def without_base(model: Any, output_type: type[Any]) -> Any:
+    """Return a model that takes as ``inputs_embeds`` what its base model would give out as ``output_type``."""
+    head = copy.copy(model)
+    head.__dict__["_modules"] = {**model._modules, model.base_model_prefix: _PassThrough(output_type)}
+    # accelerate wraps forward on the instance and binds it to the whole model; its hooks on the head itself stay.
+    head.__dict__.pop("forward", None)
+    return head
 
 
 def probe_logits(model: Any, token_ids: torch.Tensor) -> torch.Tensor:

@@ -67,7 +67,7 @@ def evaluate(
     plain_head
         As `logitstore.train.student.has_plain_head` says: then logits exist for a chunk of rows at a time.
     device, reduce
-        Where the student is, and what sums a tensor over ranks.
+        Where the student is, and what sums a tensor in host memory over ranks.
 
     Returns
     -------
@@ -91,7 +91,7 @@ def evaluate(
                     sums[name] += number
     finally:
         model.train(training)
-    total = reduce(torch.tensor(list(sums.values()), dtype=torch.float64, device=device)).tolist()
+    total = reduce(torch.tensor(list(sums.values()), dtype=torch.float64)).tolist()
     found = dict(zip(sums, total, strict=True))
     nll = found["nll"] / max(1, found["rows"])
     metrics = {"rows": found["rows"], "nll": nll, "perplexity": _exp(nll)}
@@ -121,12 +121,12 @@ def _chunks(model: Any, batch: Batch, V: int, plain_head: bool) -> Iterator[tupl
 
 
 def _summed(logits: Tensor, rows: TeacherRows) -> dict[str, float]:
-    found = {"rows": float(len(logits)), "nll": float(CrossEntropy()(logits, rows, reduction="none").double().sum())}
+    found = {"rows": float(len(logits)), "nll": _total(CrossEntropy()(logits, rows, reduction="none"))}
     if rows.label_logprob is not None:
         known = ~rows.label_logprob.isnan()
         found |= {
             "teacher_rows": float(known.sum()),
-            "teacher_nll": -float(rows.label_logprob[known].double().sum()),
+            "teacher_nll": -_total(rows.label_logprob[known]),
         }
     if rows.ids is not None:
         kept = ForwardKL("tail").counted(rows)
@@ -134,10 +134,14 @@ def _summed(logits: Tensor, rows: TeacherRows) -> dict[str, float]:
         best = rows.ids.gather(1, values.argmax(1, keepdim=True))[:, 0]
         found |= {
             "kept_rows": float(kept.sum()),
-            "kl": float(ForwardKL("tail")(logits, rows, reduction="none").double().sum()),
+            "kl": _total(ForwardKL("tail")(logits, rows, reduction="none")),
             "agree": float(((logits.argmax(1) == best) & kept).sum()),
         }
     return found
+
+
+def _total(numbers: Tensor) -> float:
+    return float(numbers.cpu().double().sum())  # not every device knows float64
 
 
 def _exp(nll: float) -> float:

@@ -16,12 +16,12 @@ from logitstore.errors import InvalidArgumentError
 from logitstore.loss import make_loss
 from logitstore.stream import BatchStream, Collate
 from logitstore.teacher.loading import context_length, without_bars
+from logitstore.train.arguments import trainer_arguments
 from logitstore.train.checkpoint import RUN_FILE, check_out, last_checkpoint, read_stream_state, run_record, write_json
-from logitstore.train.evaluate import Evaluation
 from logitstore.train.fit import check_loss, check_tokenizer, check_vocabulary
+from logitstore.train.held_out import held_out_data
 from logitstore.train.step import LossStep
 from logitstore.train.student import check_paths, load_student, load_tokenizer, require_separate_documents
-from logitstore.train.text import TextBatches
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -106,7 +106,7 @@ def train(config: TrainConfig, *, resume: bool = False, callbacks: Sequence[Any]
         store = opened.enter_context(logitstore.open(config.store, order="stored"))
         check_loss(loss, store)
         record = run_record(config, store, loss)
-        arguments = _arguments(config)  # sets up the ranks
+        arguments = trainer_arguments(config)  # sets up the ranks
         check_out(out, record, resume=resume)
         _wait_for_all_ranks()  # before one of them writes there
 
@@ -128,7 +128,7 @@ def train(config: TrainConfig, *, resume: bool = False, callbacks: Sequence[Any]
             arguments,
             stream=stream,
             step=step,
-            evaluations=_evaluations(config, store, tokenizer, arguments, opened),
+            evaluations=held_out_data(config, store, tokenizer, arguments, opened),
             workers=config.workers,
             processing_class=tokenizer,
             callbacks=list(callbacks),
@@ -181,40 +181,6 @@ def _last_evaluation(trainer: DistillationTrainer) -> dict[str, float]:
     return found
 
 
-def _arguments(config: TrainConfig) -> Any:
-    from transformers import TrainingArguments
-
-    every = {"eval_strategy": "steps", "eval_steps": config.eval_every} if config.eval_every else {}
-    evaluates = config.eval_store is not None or config.eval_text is not None
-    try:
-        return TrainingArguments(
-            config.out,
-            max_steps=1,  # until the stream is there to count
-            per_device_train_batch_size=config.batch_size,
-            gradient_accumulation_steps=config.gradient_accumulation,
-            learning_rate=config.lr,
-            lr_scheduler_type=config.lr_scheduler,
-            warmup_steps=config.warmup_steps,
-            weight_decay=config.weight_decay,
-            max_grad_norm=config.max_grad_norm,
-            bf16=config.bf16,
-            seed=config.seed,
-            use_cpu=config.device == "cpu",
-            logging_steps=config.log_every,
-            logging_nan_inf_filter=False,  # a loss that is no number is news
-            save_steps=config.save_every or 1 << 40,
-            save_total_limit=config.keep_checkpoints,
-            report_to=list(config.report_to) or "none",
-            ddp_find_unused_parameters=False,
-            remove_unused_columns=False,
-            ignore_data_skip=True,
-            disable_tqdm=True,
-            **(every if evaluates else {}),
-        )
-    except (ValueError, ImportError) as error:
-        raise InvalidArgumentError(f"the Trainer does not take these settings: {error}") from error
-
-
 def _wait_for_all_ranks() -> None:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
@@ -239,28 +205,3 @@ def _steps(config: TrainConfig, stream: BatchStream) -> int:
         batches += len(stream) * (1.0 if epoch < whole else config.epochs - whole)
     stream.set_epoch(0)
     return max(1, math.ceil(batches / config.gradient_accumulation))
-
-
-def _evaluations(
-    config: TrainConfig, store: Store, tokenizer: Any, arguments: Any, opened: ExitStack
-) -> dict[str, Evaluation]:
-    found = {}
-    sizes = {"seq_len": config.seq_len, "batch_size": config.batch_size}
-    if config.eval_text is not None:
-        ranks = {"num_replicas": arguments.world_size, "rank": arguments.process_index}
-        text = TextBatches(config.eval_text, tokenizer, **sizes, **ranks)
-        found["text"] = Evaluation(text)
-    if config.eval_store is not None:
-        held_out = opened.enter_context(logitstore.open(config.eval_store, order="stored"))
-        if held_out.manifest.tokenizer.get("digest") != store.manifest.tokenizer.get("digest"):
-            check_tokenizer(tokenizer, held_out, ignore_mismatch=config.ignore_tokenizer_mismatch)
-        if held_out.vocab_size > store.vocab_size:
-            raise InvalidArgumentError(
-                f"ids must be below {store.vocab_size}, as in the store to learn from; found {held_out.vocab_size} ids",
-                path=held_out.path,
-            )
-        collate = Collate(config.seq_len, values="logprob", fields=("ids", "values", "label_logprob"))
-        stream = BatchStream(held_out, config.batch_size, collate=collate, shuffle=False)
-        draws_only = held_out.manifest.selection.keys() <= {"samples", "seed"}
-        found["store"] = Evaluation(stream, keeps_best=not draws_only)
-    return found

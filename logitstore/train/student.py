@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from logitstore.errors import InvalidArgumentError
-from logitstore.teacher.head import call_model, close, probe_logits, run_base
+from logitstore.teacher.head import call_model, close, without_base
 from logitstore.teacher.loading import explained, quiet, require_all_weights
 
 if TYPE_CHECKING:
@@ -108,19 +108,18 @@ def has_plain_head(model: Any) -> bool:
     head = model.get_output_embeddings()
     if not isinstance(head, torch.nn.Linear):
         return False
-    training = model.training
-    model.eval()
+    from transformers.modeling_outputs import BaseModelOutputWithPast
+
+    numbers = torch.arange(_PROBE_TOKENS * head.in_features, device=head.weight.device, dtype=head.weight.dtype)
+    hidden = numbers.sin().reshape(1, _PROBE_TOKENS, -1) * 4
     try:
-        ids = _probe(model)
-        hidden = run_base(model, input_ids=ids)
-        again = torch.nn.functional.linear(hidden, head.weight, head.bias)
-        logits = probe_logits(model, ids)
-        return again.shape == logits.shape and close(again, logits)
+        # Without the layers below, whose attention may not run on this device.
+        logits = without_base(model, BaseModelOutputWithPast)(inputs_embeds=hidden).logits
     except Exception:
         # Whatever goes wrong inside an unknown model only means that its whole forward must be used.
         return False
-    finally:
-        model.train(training)
+    again = torch.nn.functional.linear(hidden, head.weight, head.bias)
+    return again.shape == logits.shape and close(again, logits)
 
 
 @torch.no_grad()

@@ -99,8 +99,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             batch["counted"] = self.step.counted(batch)
             self.meter.add_tokens(int(batch["attention_mask"].sum()))
         self.used = {"cursor": batches[-1]["cursor"]}
-        counted = torch.stack([batch["counted"] for batch in batches]).sum().to(device)
-        return batches, self._sum_over_ranks(counted).clamp(min=1)
+        counted = torch.stack([batch["counted"] for batch in batches]).sum()
+        return batches, self._sum_over_ranks(counted).clamp(min=1).to(device)
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:
         return {name: tensor.to(self.args.device, non_blocking=True) for name, tensor in inputs.items()}
@@ -151,7 +151,9 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         return metrics
 
     def _sum_over_ranks(self, tensor: Tensor) -> Tensor:
-        summed: Tensor = self.accelerator.reduce(tensor, reduction="sum")
+        if self.accelerator.num_processes == 1:
+            return tensor
+        summed: Tensor = self.accelerator.reduce(tensor.to(self.args.device), reduction="sum")
         return summed
 
     def save_stream(self, checkpoint: Path) -> None:

@@ -54,6 +54,7 @@ def no_step(monkeypatch):
         ({"student_config": "generation_config.json"}, "the student cannot be loaded"),
         ({"tokenizer": "."}, "the tokenizer cannot be loaded"),
         ({"lr_scheduler": "sawtooth"}, "sawtooth"),
+        ({"report_to": ("smoke signals",)}, "smoke signals"),
         ({"eval_text": "./no-such-file.txt"}, "no such file"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
