@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 import transformers
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from logitstore.train import train
@@ -21,15 +22,19 @@ if TYPE_CHECKING:
 
     from logitstore.train import TrainConfig
 
-pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="no gloo")
+pytestmark = [
+    pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="no gloo"),
+    pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
+]
 
 
 def _train(rank: int, port: int, config: TrainConfig) -> None:
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
     }  # fmt: skip
-    torch.set_num_threads(1)
+    # Forked, which saves importing everything twice more; but Accelerate remembers that it was alone.
+    AcceleratorState._reset_state(reset_partial_state=True)
     try:
         train(config)
     finally:
@@ -55,7 +60,7 @@ def test_two_processes(run: Any, stores: Any, tmp_path: Path) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     config = run.config(tmp_path / "two", batch_size=1, gradient_accumulation=2, **common)
-    mp.spawn(_train, (port, config), nprocs=2)
+    mp.start_processes(_train, (port, config), nprocs=2, start_method="fork")
     train(run.config(tmp_path / "one", batch_size=4, **common))
     two, one = _log(tmp_path / "two"), _log(tmp_path / "one")
     assert len(two) == len(one)
