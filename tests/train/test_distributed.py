@@ -55,7 +55,7 @@ def test_two_processes(run: Any, stores: Any, tmp_path: Path) -> None:
     transformers.LlamaForCausalLM(small_llama()).save_pretrained(tmp_path / "student")
     tokenizer = transformers.AutoTokenizer.from_pretrained(stores.teacher)
     tokenizer.save_pretrained(tmp_path / "student")
-    # Sequences of an epoch: 6 of 2 documents or more. Two ranks with two micro-batches of 1 see 4 at a time.
+    # An epoch has 11 sequences: in its third step one process has a short batch, of two one has a blank one.
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -32,7 +32,7 @@ torch.set_num_threads(1)
 train(TrainConfig(**eval(sys.argv[1])), callbacks=[Kill()])
 """
 
-SETTINGS = {"steps": 8, "save_every": 3, "gradient_accumulation": 2}  # an epoch has 6 batches
+SETTINGS = {"steps": 8, "save_every": 3, "gradient_accumulation": 2, "batch_size": 1}  # an epoch has 11 batches
 
 
 @pytest.fixture(scope="module")
