@@ -124,12 +124,12 @@ def _pairs(texts: tuple[str, ...]) -> dict[str, str]:
 @contextmanager
 def _progress() -> Iterator[Any]:
     """Show a bar on stderr; what is yielded is the callback that moves it."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from transformers import TrainerCallback
 
     columns = (MofNCompleteColumn(), TextColumn("steps"), BarColumn(), TextColumn("{task.description}"))
     quiet = os.environ.get("RANK", "0") != "0"  # one bar for all processes that torchrun starts
-    with Progress(*columns, TimeElapsedColumn(), console=stderr(), disable=quiet) as bar:
+    with Progress(*columns, TimeRemainingColumn(), console=stderr(), disable=quiet) as bar:
         task = bar.add_task("loading the student", total=None)
 
         class Callback(TrainerCallback):  # type: ignore[misc]
