@@ -12,7 +12,6 @@ GKD takes its loss from TRL (`pip install trl`); without it, that row is left ou
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import statistics
 from pathlib import Path
@@ -21,14 +20,11 @@ from typing import TYPE_CHECKING, Any
 import click
 import torch
 from harness import show
-from make_rows import is_complete
+from runs import Runs, make_store
 from student import Settings, held_out, load_teacher, new_student, stored_objective, train
 
 import logitstore
-from logitstore.build import BuildConfig, build
-from logitstore.corpus import CorpusConfig
 from logitstore.select import Selection
-from logitstore.teacher import TeacherConfig
 
 if TYPE_CHECKING:
     from student import Objective
@@ -66,17 +62,6 @@ def gkd_objective() -> tuple[tuple[str, ...], Objective]:
     return (), objective
 
 
-def make_store(path: Path, teacher: str, text: str, selection: Selection, seq_len: int, documents: int | None) -> Path:
-    if not is_complete(path):
-        corpus = CorpusConfig(data=(text,), seq_len=seq_len, limit=documents)
-        # Shards of as many rows whatever is kept of them: the order of an epoch goes by shards.
-        build(
-            BuildConfig(TeacherConfig(teacher, dtype="float32"), corpus, selection, rows_per_shard=1 << 14),
-            path, resume=True,
-        )  # fmt: skip
-    return path
-
-
 def name_of(kept: str) -> str:
     return f"{kept.replace(' %', 'percent').replace(' ', '-')}.zarr"
 
@@ -87,27 +72,6 @@ def bytes_per_token(path: Path, rows: int, *, tokens_only: bool) -> float:
     if tokens_only:
         files = [file for file in files if file.relative_to(path).parts[0] in ("tokens", "doc_offsets")]
     return sum(file.stat().st_size for file in files) / rows
-
-
-class Runs:
-    """Finished runs, kept in a file."""
-
-    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        self._path = path
-        self._found = json.loads(path.read_text()) if path.exists() else {"settings": settings, "runs": {}}
-        if self._found["settings"] != settings:
-            raise click.ClickException(f"{path} is of other settings: {self._found['settings']}")
-
-    def get(self, method: str, tokens: int, seed: int) -> dict[str, float] | None:
-        """Return what a run found, or None if it is not finished."""
-        return self._found["runs"].get(f"{method} | {tokens} | {seed}")
-
-    def add(self, method: str, tokens: int, seed: int, found: dict[str, float]) -> None:
-        """Keep what a run found."""
-        self._found["runs"][f"{method} | {tokens} | {seed}"] = found
-        partial = self._path.with_suffix(".partial")
-        partial.write_text(json.dumps(self._found, indent=1))
-        partial.replace(self._path)
 
 
 def table_of(runs: Runs, tokens: list[int], seeds: int, costs: dict[str, float]) -> list[dict[str, Any]]:
@@ -181,11 +145,11 @@ def main(
     sizes = sorted(int(size) for size in tokens.split(","))
     chosen = [list(METHODS)[int(number)] for number in methods.split(",")]
     paths = {
-        kept: make_store(out / name_of(kept), teacher, text, STORES[kept], seq_len, documents)
+        kept: make_store(out / name_of(kept), teacher, text, STORES[kept], seq_len=seq_len, limit=documents)
         for kept in {METHODS[method][0] for method in chosen}
     }
     measured_on = out / "heldout.zarr"
-    make_store(measured_on, teacher, heldout, STORES["tokens"], seq_len, heldout_documents)
+    make_store(measured_on, teacher, heldout, STORES["tokens"], seq_len=seq_len, limit=heldout_documents)
     live = load_teacher(teacher)
     runs = Runs(
         out / "runs.json", {"teacher": teacher, "text": text, "documents": documents, **dataclasses.asdict(settings)}
@@ -210,7 +174,7 @@ def main(
                     teacher=live if runs_along else None,
                 )  # fmt: skip
                 found |= held_out(student, measured_on, settings, live)
-                runs.add(method, size, seed, found)
+                runs.add(method, size, seed, found=found)
                 print(f"{method}, {size:,} tokens, seed {seed}: {found}", flush=True)
     parameters = sum(parameter.numel() for parameter in new_student(teacher, settings, 0).parameters())
     of_teacher = held_out(live, measured_on, settings, live)["perplexity"]
