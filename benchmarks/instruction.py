@@ -4,7 +4,7 @@
 
 The teacher is fine-tuned on the conversations first, as is usual, and its rows are stored. Then the student is trained
 on the same conversations with each method and seed: the same batches, steps and learning rates. Held-out instructions
-are answered greedily, and scored by Rouge-L against their reference answers (`pip install rouge-score`); beside it
+are answered greedily, and scored by Rouge-L against their reference answers (`pip install 'logitstore[benchmarks]'`); beside it
 stands the perplexity of the reference answers, which is less noisy. Finished runs are kept in OUT/runs.json.
 
 TRAIN has conversations, `{"messages": [...]}` a line; HELDOUT the same, or Self-Instruct's records.
@@ -155,9 +155,17 @@ def main(
                 continue
             model = load_teacher(student)
             store = tokens_only if loss in ("cross_entropy", "full_kl") else kept
+            fields, objective = stored_objective(loss, **options)
             found = train(
-                model, store, *stored_objective(loss, **options), settings, tokens=tokens, seed=seed, teacher=live if runs_along else None,
-            )  # fmt: skip
+                model,
+                store,
+                fields,
+                objective,
+                settings,
+                tokens=tokens,
+                seed=seed,
+                teacher=live if runs_along else None,
+            )
             runs.add(method, seed, found=found | scored(model, live))
             print(f"{method}, seed {seed}: {runs.get(method, seed)}", flush=True)
     show(f"{tokens:,} tokens of {documents} conversations", table_of(runs, list(untrained), seeds))

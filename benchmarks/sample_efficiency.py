@@ -6,7 +6,7 @@ Builds the stores, trains random students on growing subsets of the text with ea
 perplexity on held-out text. All methods take the same batches in the same order, as many steps, and the same learning
 rates. Finished runs are kept in OUT/runs.json, so that the same command goes on where it was stopped.
 
-GKD takes its loss from TRL (`pip install trl`); without it, that row is left out and said to be.
+GKD takes its loss from TRL (`pip install 'logitstore[benchmarks]'`); without it, that row is left out and said to be.
 """
 
 from __future__ import annotations
