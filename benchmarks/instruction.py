@@ -4,8 +4,9 @@
 
 The teacher is fine-tuned on the conversations first, as is usual, and its rows are stored. Then the student is trained
 on the same conversations with each method and seed: the same batches, steps and learning rates. Held-out instructions
-are answered greedily, and scored by Rouge-L against their reference answers (`pip install 'logitstore[benchmarks]'`); beside it
-stands the perplexity of the reference answers, which is less noisy. Finished runs are kept in OUT/runs.json.
+are answered greedily, and scored by Rouge-L against their reference answers; beside it stands the perplexity of the
+reference answers, which is less noisy. Needs `pip install 'logitstore[benchmarks]'`. Finished runs are kept in
+OUT/runs.json.
 
 TRAIN has conversations, `{"messages": [...]}` a line; HELDOUT the same, or Self-Instruct's records.
 """
