@@ -2,12 +2,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+pytest.register_assert_rewrite("tests.spec.vectors")
 
 SPEC = Path(__file__).parents[2] / "spec"
 VECTORS = SPEC / "vectors"
@@ -16,33 +15,6 @@ VECTORS = SPEC / "vectors"
 @pytest.fixture(scope="session")
 def spec() -> Path:
     return SPEC
-
-
-def _spoil(store: Path, edits: list[dict[str, Any]]) -> None:
-    """Make the edits of a vector of broken stores."""
-    for edit in edits:
-        path = store / edit["file"]
-        if edit.get("delete"):
-            path.unlink()
-        elif "truncate" in edit:
-            path.write_bytes(path.read_bytes()[: edit["truncate"]])
-        elif "append" in edit:
-            path.write_bytes(path.read_bytes() + bytes.fromhex(edit["append"]) * edit["times"])
-        elif "bytes" in edit:
-            with path.open("r+b") as file:
-                file.seek(edit["offset"])
-                file.write(bytes.fromhex(edit["bytes"]))
-        else:
-            content = json.loads(path.read_bytes())
-            content.update(edit.get("set", {}))
-            for key in edit.get("remove", ()):
-                del content[key]
-            path.write_text(json.dumps(content), encoding="utf-8")
-
-
-@pytest.fixture(scope="session")
-def spoil() -> Callable[[Path, list[dict[str, Any]]], None]:
-    return _spoil
 
 
 def _about(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from logitstore.codec import decode, encode
-from logitstore.errors import CorruptDataError, TruncatedDataError, UnsupportedVersionError
+from tests.spec.vectors import ERRORS
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Vector = tuple[bytes, dict[str, Any]]
-ERRORS = {"corrupt": CorruptDataError, "truncated": TruncatedDataError, "unsupported": UnsupportedVersionError}
 
 
 def _decode(vector: Vector, *, use_reference: bool) -> NDArray[Any]:

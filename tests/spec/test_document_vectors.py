@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from logitstore import layout
 from logitstore.container.document import DocumentFile, DocumentHeader, encode_document
 from logitstore.container.fields import row_fields
-from logitstore.errors import CorruptDataError, LogitStoreError, TruncatedDataError, UnsupportedVersionError
+from logitstore.errors import LogitStoreError, TruncatedDataError
 from logitstore.records import RowBatch
+from tests.spec.vectors import ERRORS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 Vector = tuple[bytes, dict[str, Any]]
 Bits = dict[str, list[Any]]
-ERRORS = {"corrupt": CorruptDataError, "truncated": TruncatedDataError, "unsupported": UnsupportedVersionError}
 
 
 def _open(data: bytes) -> DocumentFile:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,97 +10,64 @@ import zarr
 
 import logitstore
 from logitstore.audit.verify import verify
-from logitstore.errors import CorruptDataError, TruncatedDataError, UnsupportedVersionError
+from tests.spec.vectors import (
+    ERRORS,
+    check_decoder_reads,
+    check_package_reads,
+    expected_bits,
+    printed,
+    spoiled_copy,
+    store_vector_of,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
     from types import ModuleType
 
-    from numpy.typing import NDArray
-
-ERRORS = {"corrupt": CorruptDataError, "truncated": TruncatedDataError, "unsupported": UnsupportedVersionError}
+    from tests.spec.vectors import StoreVector
 
 
 @pytest.fixture(params=["logprob", "logit", "wide"])
-def store_vector(spec: Path, request: pytest.FixtureRequest) -> tuple[Path, dict[str, Any]]:
-    stores = spec / "vectors" / "stores"
-    return stores / f"{request.param}.zarr", json.loads((stores / f"{request.param}.json").read_text(encoding="utf-8"))
+def store_vector(spec: Path, request: pytest.FixtureRequest) -> StoreVector:
+    return store_vector_of(spec, f"{request.param}.zarr")
 
 
-def _expected(array: dict[str, Any], name: str) -> NDArray[Any]:
-    """The bits of a whole array; unused slots are not listed."""
-    rows = array["elements"]
-    type_ = f"<u{np.dtype(array['type']).itemsize}"
-    if array["columns"] is None:
-        return np.array(rows, type_)
-    unused = {"ids": 0xFFFFFFFF, "logprobs": 0xFC00, "logits": 0xFC00}.get(name, 0)
-    bits = np.full((len(rows), array["columns"]), unused, type_)
-    for row, elements in enumerate(rows):
-        bits[row, : len(elements)] = elements
-    return bits
-
-
-def test_package_reads(store_vector: tuple[Path, dict[str, Any]]) -> None:
+def test_package_reads(store_vector: StoreVector) -> None:
+    check_package_reads(store_vector)
     path, about = store_vector
-    with logitstore.open(path, verify="full", order="stored") as store:
+    with logitstore.open(path) as store:
         assert {field.name for field in store.manifest.row_fields} == set(about["arrays"])
-        for name, array in about["arrays"].items():
-            found = store.read_field(name, 0, store.manifest.rows)
-            assert found.dtype.name == array["type"]
-            np.testing.assert_array_equal(found.view(f"<u{found.itemsize}"), _expected(array, name))
-        assert len(store) == len(about["documents"])
-        for document, expected in zip(store, about["documents"], strict=True):
-            parent = document.parent and {"key": document.parent[0], "first_token": document.parent[1]}
-            found = {"key": document.key, "rows": len(document), "metadata": document.metadata, "parent": parent}
-            assert {key: value for key, value in found.items() if value} == expected
 
 
-def test_package_verifies(store_vector: tuple[Path, dict[str, Any]]) -> None:
+def test_package_verifies(store_vector: StoreVector) -> None:
     report = verify(store_vector[0], workers=1)
     assert report.ok, report.errors
     assert report.rows_checked == len(store_vector[1]["arrays"]["tokens"]["elements"])
 
 
-def test_zarr_reads(store_vector: tuple[Path, dict[str, Any]]) -> None:
+def test_zarr_reads(store_vector: StoreVector) -> None:
     path, about = store_vector
     group = zarr.open_group(str(path), mode="r")
     for name, array in about["arrays"].items():
         member = group[name]
         assert isinstance(member, zarr.Array)
         found = np.asarray(member[:])
-        np.testing.assert_array_equal(found.view(f"<u{found.itemsize}"), _expected(array, name))
+        np.testing.assert_array_equal(found.view(f"<u{found.itemsize}"), expected_bits(array, name))
 
 
-def test_standard_library_reads(decoder: ModuleType, store_vector: tuple[Path, dict[str, Any]]) -> None:
+def test_standard_library_reads(decoder: ModuleType, store_vector: StoreVector) -> None:
     path, about = store_vector
-    store = decoder.Store(path)
-    for name, array in about["arrays"].items():
-        expected = _expected(array, name).view(array["type"])
-        np.testing.assert_array_equal(np.array(store.read(name)).astype(array["type"]), expected)
-        np.testing.assert_array_equal(np.array(store.read(name, 3, 6)).astype(array["type"]), expected[3:6])
-    first = 0
-    for number, expected in enumerate(about["documents"]):
-        assert store.document(number) == {**expected, "first_row": first}
-        first += expected["rows"]
+    check_decoder_reads(decoder.Store(path), about, slice(3, 6))
 
 
 @pytest.mark.parametrize("name", ["logprob", "logit"])
 def test_command_prints_json(spec: Path, name: str) -> None:
-    stores = spec / "vectors" / "stores"
-    about = json.loads((stores / f"{name}.json").read_text(encoding="utf-8"))
-
-    def printed(*options: str) -> list[dict[str, Any]]:
-        # Without site-packages: the decoder needs nothing but the standard library.
-        command = [sys.executable, "-S", "-E", spec / "reference_decoder.py", stores / f"{name}.zarr", *options]
-        ran = subprocess.run(command, capture_output=True, text=True, check=True)
-        return [json.loads(line) for line in ran.stdout.splitlines()]
-
-    lines = printed()
+    path, about = store_vector_of(spec, f"{name}.zarr")
+    lines = printed(spec, path)
     assert [line["key"] for line in lines if "document" in line] == [line["key"] for line in about["documents"]]
     rows = [line for line in lines if "row" in line]
-    assert [row["ids"] for row in rows] == _expected(about["arrays"]["ids"], "ids").tolist()
-    assert printed("--rows", "3:5") == rows[3:5]
+    assert [row["ids"] for row in rows] == expected_bits(about["arrays"]["ids"], "ids").tolist()
+    assert printed(spec, path, "--rows", "3:5") == rows[3:5]
 
 
 @pytest.mark.parametrize("rows", ["5:3", "0:1000", "-1:2", "x"])
@@ -120,11 +83,9 @@ def test_command_says_what_is_broken(decoder: ModuleType, tmp_path: Path, capsys
 
 
 @pytest.fixture
-def spoiled(spec: Path, tmp_path: Path, broken_store: dict[str, Any], spoil: Callable[..., None]) -> Path:
-    path = tmp_path / "store.zarr"
-    shutil.copytree(spec / "vectors" / "stores" / f"{broken_store['store']}.zarr", path)
-    spoil(path, broken_store["edits"])
-    return path
+def spoiled(spec: Path, tmp_path: Path, broken_store: dict[str, Any]) -> Path:
+    path, _ = store_vector_of(spec, f"{broken_store['store']}.zarr")
+    return spoiled_copy(path, tmp_path / "store.zarr", broken_store["edits"])
 
 
 def test_package_refuses(broken_store: dict[str, Any], spoiled: Path) -> None:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import shutil
-import subprocess
-import sys
 import tarfile
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +15,16 @@ import logitstore
 from logitstore import layout
 from logitstore.container.document import DocumentFile
 from logitstore.container.tar_index import IndexRecord
-from logitstore.errors import CorruptDataError, LogitStoreError, TruncatedDataError, UnsupportedVersionError
+from logitstore.errors import CorruptDataError, LogitStoreError
+from tests.spec.vectors import (
+    ERRORS,
+    check_decoder_reads,
+    check_package_reads,
+    expected_bits,
+    printed,
+    spoiled_copy,
+    store_vector_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -27,53 +33,25 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-ERRORS = {"corrupt": CorruptDataError, "truncated": TruncatedDataError, "unsupported": UnsupportedVersionError}
+    from tests.spec.vectors import StoreVector
+
 NAMES = ["plain", "drawn", "nothing"]
 
 
 @pytest.fixture(params=NAMES)
-def tar_vector(spec: Path, request: pytest.FixtureRequest) -> tuple[Path, dict[str, Any]]:
-    stores = spec / "vectors" / "stores"
-    return stores / f"{request.param}.wds", json.loads((stores / f"{request.param}.json").read_text(encoding="utf-8"))
+def tar_vector(spec: Path, request: pytest.FixtureRequest) -> StoreVector:
+    return store_vector_of(spec, f"{request.param}.wds")
 
 
-def _expected(array: dict[str, Any], name: str) -> NDArray[Any]:
-    """The bits of a whole array; unused slots are not listed."""
-    rows = array["elements"]
-    type_ = f"<u{np.dtype(array['type']).itemsize}"
-    if name not in ("ids", "logprobs", "logits", "counts"):
-        return np.array(rows, type_)
-    bits = np.full((len(rows), array["columns"]), {"ids": 0xFFFFFFFF, "counts": 0}.get(name, 0xFC00), type_)
-    for row, elements in enumerate(rows):
-        bits[row, : len(elements)] = elements
-    return bits
+def test_package_reads(tar_vector: StoreVector) -> None:
+    check_package_reads(tar_vector)
 
 
-def test_package_reads(tar_vector: tuple[Path, dict[str, Any]]) -> None:
-    path, about = tar_vector
-    with logitstore.open(path, verify="full", order="stored") as store:
-        assert len(store) == len(about["documents"])
-        for name, array in about["arrays"].items():
-            found = store.read_field(name, 0, store.manifest.rows)
-            np.testing.assert_array_equal(found.view(f"<u{found.itemsize}"), _expected(array, name))
-        for document, expected in zip(store, about["documents"], strict=True):
-            parent = document.parent and {"key": document.parent[0], "first_token": document.parent[1]}
-            found = {"key": document.key, "rows": len(document), "metadata": document.metadata, "parent": parent}
-            assert {key: value for key, value in found.items() if value} == expected
-
-
-def test_standard_library_reads_by_index(decoder: ModuleType, tar_vector: tuple[Path, dict[str, Any]]) -> None:
+def test_standard_library_reads_by_index(decoder: ModuleType, tar_vector: StoreVector) -> None:
     path, about = tar_vector
     store = decoder.open_store(path)
     assert isinstance(store, decoder.TarStore)
-    for name, array in about["arrays"].items():
-        expected = _expected(array, name).view(array["type"])
-        np.testing.assert_array_equal(np.array(store.read(name)).astype(array["type"]), expected)
-        np.testing.assert_array_equal(np.array(store.read(name, 3, 15)).astype(array["type"]), expected[3:15])
-    first = 0
-    for number, expected in enumerate(about["documents"]):
-        assert store.document(number) == {**expected, "first_row": first}
-        first += expected["rows"]
+    check_decoder_reads(store, about, slice(3, 15))
 
 
 def _check_samples(samples: Iterable[tuple[dict[str, Any], Any]], about: dict[str, Any]) -> None:
@@ -84,13 +62,13 @@ def _check_samples(samples: Iterable[tuple[dict[str, Any], Any]], about: dict[st
         expected = about["documents"][number]
         assert line == {**expected, "first_row": first}
         for name, array in about["arrays"].items():
-            np.testing.assert_array_equal(bits(name), _expected(array, name)[first : first + expected["rows"]])
+            np.testing.assert_array_equal(bits(name), expected_bits(array, name)[first : first + expected["rows"]])
         first += expected["rows"]
         numbers.append(number)
     assert len(numbers) == len(about["documents"])
 
 
-def test_standard_library_reads_tars(decoder: ModuleType, tar_vector: tuple[Path, dict[str, Any]]) -> None:
+def test_standard_library_reads_tars(decoder: ModuleType, tar_vector: StoreVector) -> None:
     path, about = tar_vector
     _check_samples(((line, file.bits) for line, file in decoder.TarStore(path).tars()), about)
 
@@ -108,7 +86,7 @@ def _line(data: bytes, document: int) -> dict[str, Any]:
     return dict(line)
 
 
-def test_plain_tar_reads(tar_vector: tuple[Path, dict[str, Any]]) -> None:
+def test_plain_tar_reads(tar_vector: StoreVector) -> None:
     path, about = tar_vector
     contents: list[bytes] = []
     for file in sorted(path.glob("*.tar")):
@@ -130,9 +108,8 @@ def test_plain_tar_reads(tar_vector: tuple[Path, dict[str, Any]]) -> None:
 def test_webdataset_reads(spec: Path, name: str) -> None:
     import webdataset
 
-    stores = spec / "vectors" / "stores"
-    about = json.loads((stores / f"{name}.json").read_text(encoding="utf-8"))
-    urls = [str(path) for path in sorted((stores / f"{name}.wds").glob("*.tar"))]
+    folder, about = store_vector_of(spec, f"{name}.wds")
+    urls = [str(path) for path in sorted(folder.glob("*.tar"))]
     samples = list(webdataset.WebDataset(urls, shardshuffle=False))
     gc.collect()  # webdataset leaves its files to the garbage collector: let it complain here and not in another test
     assert [int(sample["__key__"]) for sample in samples] == list(range(len(about["documents"])))
@@ -140,7 +117,7 @@ def test_webdataset_reads(spec: Path, name: str) -> None:
     _check_samples(zip(lines, (_decoded(sample["lgt"]) for sample in samples), strict=True), about)
 
 
-def test_index_and_members_agree(tar_vector: tuple[Path, dict[str, Any]]) -> None:
+def test_index_and_members_agree(tar_vector: StoreVector) -> None:
     path, about = tar_vector
     index = (path / "documents.idx").read_bytes()
     lines = (path / "documents.jsonl").read_bytes()
@@ -172,32 +149,22 @@ def test_vectors_cover_what_they_should(spec: Path) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_command_prints_json(spec: Path, name: str) -> None:
-    stores = spec / "vectors" / "stores"
-    about = json.loads((stores / f"{name}.json").read_text(encoding="utf-8"))
-
-    def printed(*options: str) -> list[dict[str, Any]]:
-        # Without site-packages: the decoder needs nothing but the standard library.
-        command = [sys.executable, "-S", "-E", spec / "reference_decoder.py", stores / f"{name}.wds", *options]
-        ran = subprocess.run(command, capture_output=True, text=True, check=True)
-        return [json.loads(line) for line in ran.stdout.splitlines()]
-
-    lines = printed()
+    path, about = store_vector_of(spec, f"{name}.wds")
+    lines = printed(spec, path)
     assert [line["key"] for line in lines if "document" in line] == [line["key"] for line in about["documents"]]
     rows = [line for line in lines if "row" in line]
     assert len(rows) == len(about.get("arrays", {}).get("tokens", {"elements": []})["elements"])
-    sequential = printed("--sequential")
+    sequential = printed(spec, path, "--sequential")
     assert [line for line in sequential if "row" in line] == rows
     assert [line for line in sequential if "row" not in line] == [line for line in lines if "row" not in line]
     if rows:
-        assert printed("--rows", "3:5") == rows[3:5]
+        assert printed(spec, path, "--rows", "3:5") == rows[3:5]
 
 
 @pytest.fixture
-def spoiled(spec: Path, tmp_path: Path, broken_tar_store: dict[str, Any], spoil: Callable[..., None]) -> Path:
-    path = tmp_path / "store.wds"
-    shutil.copytree(spec / "vectors" / "stores" / f"{broken_tar_store['store']}.wds", path)
-    spoil(path, broken_tar_store["edits"])
-    return path
+def spoiled(spec: Path, tmp_path: Path, broken_tar_store: dict[str, Any]) -> Path:
+    path, _ = store_vector_of(spec, f"{broken_tar_store['store']}.wds")
+    return spoiled_copy(path, tmp_path / "store.wds", broken_tar_store["edits"])
 
 
 def _read_all(path: Path, verify: Any) -> None:
