@@ -84,9 +84,9 @@ class StoreMaker:
         parent = ("long", 7 * number) if number % 3 == 0 else None
         return TokenDocument(f"document {number}", tokens, mask, parent, metadata), rows
 
-    def write(self, path: Path, documents: Documents, manifest: Manifest) -> Path:
+    def write(self, path: Path, documents: Documents, manifest: Manifest, *, workers: int = 2) -> Path:
         prepare_directory(path)
-        with StoreWriter(path, manifest) as writer:
+        with StoreWriter(path, manifest, workers=workers) as writer:
             for document, rows in documents:
                 writer.append(document, rows)
             writer.finish()

@@ -142,20 +142,10 @@ def member_names(path: Path) -> list[str]:
 
 
 def test_bytes_do_not_depend_on_threads(stores: Any, tmp_path: Path) -> None:
-    from logitstore.container.writer import StoreWriter, prepare_directory
-
     manifest = stores.manifest(**SETTINGS)
     documents = stores.documents(LENGTHS, manifest)
-    found = []
-    for workers in (1, 4):
-        path = tmp_path / str(workers)
-        prepare_directory(path)
-        with StoreWriter(path, manifest, workers=workers) as writer:
-            for document, rows in documents:
-                writer.append(document, rows)
-            writer.finish()
-        found.append(stores.digests(path))
-    assert found[0] == found[1]
+    one, four = (stores.write(tmp_path / str(workers), documents, manifest, workers=workers) for workers in (1, 4))
+    assert stores.digests(one) == stores.digests(four)
 
 
 def test_the_summary_speaks_of_tars(store: Path) -> None:

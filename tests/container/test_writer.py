@@ -91,13 +91,5 @@ def test_only_stores_are_replaced(stores: Any, tmp_path: Path) -> None:
 def test_a_store_does_not_depend_on_threads_or_on_how_it_was_fed(stores: Any, tmp_path: Path) -> None:
     manifest = stores.manifest(slots=40, rows_per_shard=64)
     documents = stores.documents([100, 3, 50], manifest)
-    found = []
-    for workers in (1, 4):
-        path = tmp_path / str(workers)
-        prepare_directory(path)
-        with StoreWriter(path, manifest, workers=workers) as writer:
-            for document, rows in documents:
-                writer.append(document, rows)
-            writer.finish()
-        found.append(stores.digests(path))
-    assert found[0] == found[1]
+    one, four = (stores.write(tmp_path / str(workers), documents, manifest, workers=workers) for workers in (1, 4))
+    assert stores.digests(one) == stores.digests(four)
