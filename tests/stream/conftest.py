@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch.utils.data
 
+from logitstore.stream import BatchStream
+from tests.stream.epochs import PACKED
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 LENGTHS = [5, 3, 9, 1, 7, 20, 4, 4, 2, 13, 6, 1, 8, 3, 40, 5, 2, 9, 1, 6, 4, 7, 11]
@@ -35,3 +38,9 @@ def path(stores: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return stores.make(
         tmp_path_factory.mktemp("stream") / "s", LENGTHS, ragged=True, has_counts=True, temperatures=(2.0, 4.0)
     )
+
+
+@pytest.fixture
+def make(path: Path) -> Callable[..., BatchStream]:
+    """Make a stream of packed batches of two; keywords change it."""
+    return lambda **changes: BatchStream(path, 2, **({"collate": PACKED, "window": 6, "prefetch": 1} | changes))

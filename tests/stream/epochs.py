@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from logitstore.stream import Collate
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from logitstore.stream import BatchStream
 
     Batch = dict[str, Any]
+
+PACKED = Collate(seq_len=12, pack=True)
 
 
 def fingerprint(batch: Batch, *, without: tuple[str, ...] = ("cursor",)) -> dict[str, Any]:

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from logitstore import InvalidArgumentError
-from logitstore.stream import BatchStream, Collate
-from tests.stream.epochs import fingerprint, fingerprints, is_blank
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from logitstore.stream import Collate
+from tests.stream.epochs import PACKED, fingerprint, fingerprints, is_blank
 
 # torchdata 0.11 calls something that PyTorch has deprecated; Python 3.12 warns of forking with threads.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
 ]
-
-PACKED = Collate(seq_len=12, pack=True)
-
-
-@pytest.fixture
-def make(path: Any) -> Callable[..., BatchStream]:
-    return lambda **changes: BatchStream(path, 2, **({"collate": PACKED, "window": 6, "prefetch": 1} | changes))
 
 
 @pytest.mark.parametrize(

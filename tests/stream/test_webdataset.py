@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import webdataset as wds
 from torch.utils.data import DataLoader
 
-from logitstore.stream import BatchStream, Collate
 from tests.stream.epochs import fingerprint, fingerprints
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-
-PACKED = Collate(seq_len=12, pack=True)
-
-
-@pytest.fixture
-def make(path: Any) -> Callable[..., BatchStream]:
-    return lambda **changes: BatchStream(path, 2, **({"collate": PACKED, "window": 6, "prefetch": 1} | changes))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

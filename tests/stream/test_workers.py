@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from torch.utils.data import DataLoader
 
 import logitstore
 from logitstore import InvalidArgumentError
-from logitstore.stream import BatchStream, Collate
-from tests.stream.epochs import fingerprint, fingerprints, is_blank
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from logitstore.stream import BatchStream
+from tests.stream.epochs import PACKED, fingerprint, fingerprints, is_blank
 
 # Python 3.12 warns of forking with threads; PyTorch warns of more workers than cores.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
 ]
-
-PACKED = Collate(seq_len=12, pack=True)
-
-
-@pytest.fixture
-def make(path: Any) -> Callable[..., BatchStream]:
-    return lambda **changes: BatchStream(path, 2, **({"collate": PACKED, "window": 6, "prefetch": 1} | changes))
 
 
 @pytest.mark.parametrize("workers", [1, 3, 16])
