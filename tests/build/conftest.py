@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -151,6 +152,23 @@ def run(tmp_path: Path) -> Callable[..., BuildSummary]:
         return build(config, tmp_path / name, **options)
 
     return run
+
+
+@pytest.fixture
+def interrupt_at_call() -> Callable[[BuildConfig, Path, int], None]:
+    """Start a build that is interrupted at a call of `on_progress`; the first is number 1."""
+
+    def interrupt_at_call(config: BuildConfig, store: Path, last: int) -> None:
+        calls = itertools.count(1)
+
+        def interrupt(progress: Any) -> None:
+            if next(calls) == last:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            build(config, store, on_progress=interrupt)
+
+    return interrupt_at_call
 
 
 @pytest.fixture

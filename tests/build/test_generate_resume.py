@@ -30,7 +30,12 @@ def awkward(request: Any, configured: Any, write_corpus: Any, texts: Any) -> Bui
 
 
 def test_writing_may_be_interrupted_at_any_call(
-    awkward: BuildConfig, run: Any, tmp_path: Path, files_of: Any, monkeypatch: pytest.MonkeyPatch
+    awkward: BuildConfig,
+    run: Any,
+    tmp_path: Path,
+    files_of: Any,
+    interrupt_at_call: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Nothing here loses power.
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
@@ -40,16 +45,8 @@ def test_writing_may_be_interrupted_at_any_call(
     assert calls[-1].committed_rows > 0
     going_on = 0
     for last in range(1, len(calls) + 1, 3):
-        seen: list[Any] = []
-
-        def interrupt(progress: Any, seen: list[Any] = seen, last: int = last) -> None:
-            seen.append(progress)
-            if len(seen) == last:
-                raise KeyboardInterrupt
-
         store = tmp_path / f"store{last}"
-        with pytest.raises(KeyboardInterrupt):
-            build(awkward, store, on_progress=interrupt)
+        interrupt_at_call(awkward, store, last)
         summary = build(awkward, store, resume=True)
         going_on += summary.new_rows < summary.manifest.rows
         assert files_of(store) == whole, f"interrupted at call {last}"

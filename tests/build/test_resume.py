@@ -75,22 +75,16 @@ def test_the_corpus_of_these_tests_is_awkward(config: BuildConfig, run: Any, tmp
     assert any(document.parent is not None for document in store)
 
 
-def test_progress_may_be_interrupted_at_any_call(config: BuildConfig, run: Any, tmp_path: Path, files_of: Any) -> None:
+def test_progress_may_be_interrupted_at_any_call(
+    config: BuildConfig, run: Any, tmp_path: Path, files_of: Any, interrupt_at_call: Any
+) -> None:
     calls: list[Any] = []
     run(config, "whole.zarr", on_progress=calls.append)
     whole = files_of(tmp_path / "whole.zarr")
     assert len(calls) > 10
     for last in range(1, len(calls) + 1):
-        seen: list[Any] = []
-
-        def interrupt(progress: Any, seen: list[Any] = seen, last: int = last) -> None:
-            seen.append(progress)
-            if len(seen) == last:
-                raise KeyboardInterrupt
-
         store = tmp_path / f"store{last}.zarr"
-        with pytest.raises(KeyboardInterrupt):
-            build(config, store, on_progress=interrupt)
+        interrupt_at_call(config, store, last)
         assert not [t for t in threading.enumerate() if t.name.startswith("logitstore")]
         with pytest.raises(TruncatedDataError, match=f"{Progress.read(store).rows} rows .*--resume"):
             logitstore.open(store)
