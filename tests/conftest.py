@@ -15,6 +15,7 @@ from logitstore.container.writer import StoreWriter, prepare_directory
 from logitstore.records import RowBatch, TokenDocument
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import ModuleType
 
 Documents = list[tuple[TokenDocument, RowBatch]]
@@ -112,6 +113,17 @@ class StoreMaker:
 @pytest.fixture(scope="session")
 def stores() -> StoreMaker:
     return StoreMaker()
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """PyTorch computes in one thread, which is quicker for tiny models; afterwards in as many as before."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

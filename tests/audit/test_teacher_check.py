@@ -21,18 +21,11 @@ from logitstore.select import Selection
 from logitstore.teacher import TeacherConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 VOCAB_SIZE = 90
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def save_teacher(folder: Path, seed: int = 0, size: int = VOCAB_SIZE) -> str:

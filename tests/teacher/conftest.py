@@ -8,7 +8,7 @@ import torch
 import transformers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
 VOCAB_SIZE = 90
@@ -16,11 +16,8 @@ PADDED_VOCAB_SIZE = 96
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _one_thread(one_thread: None) -> None:
+    pass
 
 
 def save_tokenizer(folder: Path, size: int = VOCAB_SIZE) -> None:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 import transformers
 
 from logitstore.train import TrainConfig
@@ -18,11 +17,8 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(autouse=True)
-def _one_thread_of_the_cpu() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _one_thread_of_the_cpu(one_thread: None) -> Iterator[None]:
     yield
-    torch.set_num_threads(threads)
     gc.collect()
 
 
