@@ -14,6 +14,7 @@ import numpy as np
 
 from logitstore import layout
 from logitstore.codec import fast_chunk, fast_decode, fast_encode, reference
+from logitstore.codec.bit_rows import BitRows, RowFormat
 from logitstore.codec.header import ChunkHeader, Column, finish_chunk, read_header
 from logitstore.codec.transform import BITS_DTYPE, NATIVE_DTYPE, row_shifts
 from logitstore.errors import CorruptDataError, InvalidArgumentError
@@ -201,15 +202,8 @@ class ChunkDecoder:
         self, view: memoryview, rows: int, start: int, out: NDArray[Any], *, verify: bool, use_reference: bool = False
     ) -> None:
         """Do the same step by step, so that what is wrong with a chunk can be named."""
-        header = read_header(view, verify=verify)
+        header = self._checked_header(view, rows, verify=verify)
         group = layout.FLAT_GROUP if self._kind == "flat" else 1
-        slots = layout.FLAT_GROUP if self._kind == "flat" else self._slots
-        if self._kind == "flat" and header.entries != rows:
-            raise CorruptDataError(f"the chunk holds {header.entries} elements, expected {rows}")
-        expected = (_KINDS[self._kind], self._code, -(-rows // group), slots, self._bound)
-        found = (header.kind, header.dtype, header.rows, header.slots, header.bound)
-        if found != expected:
-            raise CorruptDataError(f"the chunk has (kind, type, rows, slots, vocabulary) {found}, expected {expected}")
         stop = start + len(out)
         first, last = start // group, -(-stop // group)
         if use_reference:
@@ -219,6 +213,32 @@ class ChunkDecoder:
         if self._kind == "flat":
             bits = bits.reshape(-1)[start - first * group : stop - first * group]
         out[...] = bits.view(NATIVE_DTYPE[self._code])
+
+    def cut(self, data: memoryview, rows: int, start: int, stop: int, *, verify: bool) -> BitRows:
+        """Return rows ``start:stop`` (groups of 256, for ``flat``) of the ``rows`` of a chunk, still coded.
+
+        Errors as `decode`, but for those that only decoding a row finds.
+        """
+        header = self._checked_header(data, rows, verify=verify)
+        return BitRows.cut(header, np.frombuffer(data, np.uint8), start, stop)
+
+    @property
+    def format(self) -> RowFormat:
+        """What the rows hold that `cut` returns."""
+        slots = layout.FLAT_GROUP if self._kind == "flat" else self._slots
+        return RowFormat(_KINDS[self._kind], self._code, slots, self._bound)
+
+    def _checked_header(self, view: memoryview, rows: int, *, verify: bool) -> ChunkHeader:
+        header = read_header(view, verify=verify)
+        group = layout.FLAT_GROUP if self._kind == "flat" else 1
+        slots = layout.FLAT_GROUP if self._kind == "flat" else self._slots
+        if self._kind == "flat" and header.entries != rows:
+            raise CorruptDataError(f"the chunk holds {header.entries} elements, expected {rows}")
+        expected = (_KINDS[self._kind], self._code, -(-rows // group), slots, self._bound)
+        found = (header.kind, header.dtype, header.rows, header.slots, header.bound)
+        if found != expected:
+            raise CorruptDataError(f"the chunk has (kind, type, rows, slots, vocabulary) {found}, expected {expected}")
+        return header
 
 
 def _checksum_differs(array: NDArray[np.uint8]) -> bool:

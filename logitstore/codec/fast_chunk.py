@@ -21,7 +21,7 @@ from logitstore.codec.transform import BITS_DTYPE, UNUSED
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["RowDecoder"]
+__all__ = ["RowDecoder", "write_keys"]
 
 _MAGIC = int.from_bytes(layout.CHUNK_MAGIC, "little")
 _IDS, _FLAT = layout.KIND_IDS, layout.KIND_FLAT
@@ -105,7 +105,7 @@ def _read_table(
 
 
 @inlined
-def _write_keys(
+def write_keys(
     residuals: Any, count: Any, start: Any, stop: Any, base: Any, shift: Any, bits: Any, is_float: bool, out: Any
 ) -> Any:
     """Write the elements of residuals ``start:stop``, as in `transform.bits_from_keys`; return whether all fit."""
@@ -159,7 +159,7 @@ def _decode(
             start = skip if kind == _FLAT and row == first else np.int64(0)
             stop = min(count, start + len(target) - written)
             part = target[written : written + stop - start]
-            if not _write_keys(residuals, count, start, stop, bases[row], shifts[row], bits, is_float, part):
+            if not write_keys(residuals, count, start, stop, bases[row], shifts[row], bits, is_float, part):
                 return False
             written += stop - start
         if kind != _FLAT:

@@ -1,0 +1,8 @@
+"""The ``exact`` codec on a GPU, in Triton (the extra ``gpu``), beside what `logitstore.codec` does on the CPU.
+
+Functions here take tensors of any device. Where they lie on a CPU, or Triton is not installed, the CPU's code runs.
+"""
+
+from logitstore.device.decode import decode_rows
+
+__all__ = ["decode_rows"]

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+
+# Read when a kernel is decorated, so before any module of kernels is imported.
+os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture(autouse=True)
+def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of a few entries take several turns of the loops."""
+    monkeypatch.setattr("logitstore.device.decode.tile_of", lambda slots: (128, 1))
+
+
+@pytest.fixture(autouse=True)
+def _scans_by_numpy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter does a scan that is not a sum lane by lane, 0.2 ms for each; here all others are maxima."""
+    if "plain_interpreter" in request.keywords:
+        return
+    from triton.runtime.interpreter import ScanOps
+
+    def running_maximum(scan: ScanOps, inputs: list[object]) -> list[object]:
+        (lanes,) = inputs
+        return [scan.to_tensor(np.maximum.accumulate(lanes.handle.data, axis=scan.axis), dtype=lanes.dtype)]
+
+    monkeypatch.setattr(ScanOps, "generic_scan", running_maximum)

@@ -1,0 +1,40 @@
+"""The kernels compile for GPUs, which needs none."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import sys
+from triton import compile
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from logitstore.device import decode_kernels
+
+def build(kernel, types, **constants):
+    names = kernel.arg_names
+    signature = {name: types.get(name, "constexpr") for name in names}
+    source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()})
+    target = GPUTarget("cuda", int(sys.argv[1]), 32)
+    assert compile(source, target=target, options={"num_warps": 1}).asm["cubin"]
+
+types = {name: "*i32" for name in ("words", "table", "quotients", "status", "out")}
+types |= {name: "i32" for name in ("rows", "stride", "slots", "bound")} | {"places": "*i64", "offsets": "*i64"}
+build(decode_kernels.block_places, types, TILE=256)
+build(decode_kernels.entries_of_rows, types, IS_IDS=True, IS_FLOAT=False, BITS=32, UNUSED=-1, FLAT=False, TILE=128)
+build(
+    decode_kernels.entries_of_rows, types | {"out": "*i16"},
+    IS_IDS=False, IS_FLOAT=True, BITS=16, UNUSED=-1024, FLAT=True, TILE=128,
+)
+"""
+
+
+@pytest.mark.parametrize("capability", [90])
+def test_kernels_compile(capability: int, tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", SCRIPT, str(capability)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
