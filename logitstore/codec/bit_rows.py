@@ -26,7 +26,19 @@ if TYPE_CHECKING:
 
     from logitstore.codec.header import ChunkHeader
 
-__all__ = ["BASE", "COUNT", "LENGTH", "META", "WORD", "BitRows", "RowFormat", "broken_row", "check_rows", "decode_bits"]
+__all__ = [
+    "BASE",
+    "COUNT",
+    "LENGTH",
+    "META",
+    "WORD",
+    "BitRows",
+    "CutRows",
+    "RowFormat",
+    "broken_row",
+    "check_rows",
+    "decode_bits",
+]
 
 WORD, META, LENGTH, COUNT, BASE = range(5)
 """Rows of the table: see `BitRows`."""
@@ -145,8 +157,51 @@ class BitRows(NamedTuple):
         return offsets
 
 
-def check_rows(rows: BitRows, format: RowFormat) -> None:  # noqa: A002
-    """Check that every row lies in the words and fits its slots, so that nothing outside of them is touched.
+class CutRows:
+    """Stands for an array of rows that rows are read into, where they are not to be decoded: coded ones are kept.
+
+    Attributes
+    ----------
+    parts
+        First row and rows of all that was read, in that order: what comes later counts.
+
+    Examples
+    --------
+    >>> target = CutRows(8)
+    >>> target[2:5].take(BitRows(np.zeros(2, np.uint32), np.zeros((5, 3), np.uint32)))
+    >>> target.joined().table.shape
+    (5, 8)
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.parts: list[tuple[int, BitRows]] = []
+        self._first = 0
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __getitem__(self, rows: slice) -> CutRows:
+        start, stop, _ = rows.indices(self._rows)
+        view = CutRows(max(0, stop - start))
+        view.parts, view._first = self.parts, self._first + start
+        return view
+
+    def blank(self, start: int, stop: int) -> None:
+        """Make rows ``start:stop`` ones without entries."""
+        self[start:stop].take(BitRows.laid_out([], stop - start))
+
+    def take(self, rows: BitRows) -> None:
+        """Keep coded rows, as many as these are."""
+        self.parts.append((self._first, rows))
+
+    def joined(self) -> BitRows:
+        """Return all rows; those that were never read have no entries."""
+        return BitRows.laid_out(self.parts, self._rows)
+
+
+def check_rows(rows: BitRows, format: RowFormat, offsets: NDArray[np.int64] | None) -> None:  # noqa: A002
+    """Check that every row lies in the words and fits its room, so that nothing outside of them is touched.
 
     Raises
     ------
@@ -159,7 +214,7 @@ def check_rows(rows: BitRows, format: RowFormat) -> None:  # noqa: A002
     meta = table[META]
     begins = table[WORD].astype(np.int64) * 32 + (meta & 31)
     room = 32 * (len(rows.words) - layout.GUARD_WORDS)
-    bad = (begins + table[LENGTH] > room) | (table[COUNT] > format.slots)
+    bad = (begins + table[LENGTH] > room) | (table[COUNT] > (format.slots if offsets is None else np.diff(offsets)))
     bad |= (meta >> _SHIFT_AT & 31) >= DTYPE_BITS[format.dtype]
     block_log2 = meta >> _BLOCK_AT & 7
     bad |= (block_log2 < layout.BLOCK_LOG2_MIN) | (block_log2 > layout.BLOCK_LOG2_MAX)
@@ -187,7 +242,7 @@ def decode_bits(
     out
         ``(P, K)`` of the bits' type, or with offsets flat ``(E,)``.
     offsets
-        ``(P + 1,)``: where the entries of each row begin in ``out``. Without them unused slots are filled.
+        ``(P + 1,)``, from 0 on: where the slots of each row begin in ``out``, if it is flat.
 
     Returns
     -------
@@ -195,17 +250,16 @@ def decode_bits(
         ``(P,)`` int32: 0, or what is wrong with a row, for `broken_row`. Where it is not 0, its part of ``out`` is
         anything.
     """
-    check_rows(rows, format)
+    check_rows(rows, format, offsets)
     count = rows.table.shape[1]
     status = np.zeros(count, np.int32)
-    room = format.slots if offsets is None else 0
-    begins = np.arange(count + 1, dtype=np.int64) * room if offsets is None else offsets
+    begins = np.arange(count + 1, dtype=np.int64) * format.slots if offsets is None else offsets
     if out.size < int(begins[-1]):
         raise InvalidArgumentError(f"{count} rows need room for {int(begins[-1])} entries, found {out.size}")
     bits = DTYPE_BITS[format.dtype]
     unused = format.bits_dtype.type(format.unused)
     _decode(
-        rows.words.view(np.uint8), rows.table, format.kind == _IDS, bits, format.is_float, format.bound, begins, room,
+        rows.words.view(np.uint8), rows.table, format.kind == _IDS, bits, format.is_float, format.bound, begins,
         unused, ONES, out.reshape(-1), status,
     )  # fmt: skip
     return status
@@ -213,7 +267,7 @@ def decode_bits(
 
 @kernel
 def _decode(
-    data: Any, table: Any, is_ids: bool, bits: Any, is_float: bool, bound: Any, begins: Any, room: Any, unused: Any,
+    data: Any, table: Any, is_ids: bool, bits: Any, is_float: bool, bound: Any, begins: Any, unused: Any,
     ones_table: Any, out: Any, status: Any,
 ) -> None:  # fmt: skip
     most = np.int64(0)
@@ -227,7 +281,7 @@ def _decode(
         found = decode_residuals(
             data, start, end, count, (meta >> _BLOCK_AT) & 7, (meta >> _PARAMETER_AT) & 31, ones_table, ones, residuals
         )
-        target = out[begins[row] : begins[row] + max(count, room)]
+        target = out[begins[row] : begins[row + 1]]
         if found == 0 and is_ids:
             if ids_from_gaps(residuals, count, target) > np.uint64(bound):
                 found = 3
@@ -238,5 +292,5 @@ def _decode(
             ):
                 found = 4
         status[row] = found
-        for slot in range(count, room):
+        for slot in range(count, len(target)):
             target[slot] = unused

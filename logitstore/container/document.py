@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from logitstore.codec import CutRows
     from logitstore.container.fields import Field
     from logitstore.records import RowBatch
 
@@ -225,7 +226,7 @@ class DocumentFile:
         """Zarr names of the arrays, in their order."""
         return tuple(self._arrays)
 
-    def decode(self, start: int, stop: int, out: Mapping[str, NDArray[Any]], *, verify: bool = True) -> None:
+    def decode(self, start: int, stop: int, out: Mapping[str, NDArray[Any] | CutRows], *, verify: bool = True) -> None:
         """Decode rows ``start:stop`` of some arrays, by their Zarr names, into arrays of the caller's.
 
         Raises

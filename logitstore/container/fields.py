@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from logitstore import layout
-from logitstore.codec import ChunkDecoder, encode
+from logitstore.codec import ChunkDecoder, CutRows, encode
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from logitstore.codec import RowFormat
 
 __all__ = [
     "DOCUMENT_FIELDS",
@@ -92,7 +94,13 @@ class Field:
         return encode(array, self.kind, vocab_size=self.vocab_size)
 
     def decode_chunk(
-        self, data: memoryview, start: int, out: NDArray[Any], *, rows: int | None = None, verify: bool = False
+        self,
+        data: memoryview,
+        start: int,
+        out: NDArray[Any] | CutRows,
+        *,
+        rows: int | None = None,
+        verify: bool = False,
     ) -> None:
         """Decode rows from ``start`` on into ``out``.
 
@@ -104,8 +112,14 @@ class Field:
             Rows of the chunk; ``chunk_rows`` by default.
         verify
             Whether to check the chunk's own checksum; not needed where its frame has been checked.
+
+        `CutRows` get rows of slots as they are coded.
         """
         rows = self.chunk_rows if rows is None else rows
+        if isinstance(out, CutRows):
+            assert self.kind in ("ids", "values")
+            out.take(self._decoder.cut(data, rows, start, start + len(out), verify=verify))
+            return
         if self.kind == "raw":
             # Length was checked against the chunk shape by the caller; crc32c follows the elements.
             out[...] = np.frombuffer(data, self.dtype, rows)[start : start + len(out)]
@@ -115,6 +129,11 @@ class Field:
             self._decoder.decode_into(data, rows * width, start * width, flat, verify=verify)
         else:
             self._decoder.decode_into(data, rows, start, out, verify=verify)
+
+    @property
+    def row_format(self) -> RowFormat:
+        """What rows hold that are cut."""
+        return self._decoder.format
 
     @cached_property
     def _decoder(self) -> ChunkDecoder:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from logitstore.codec import CutRows
     from logitstore.container.fields import Field
     from logitstore.container.files import StoreFiles
 
@@ -229,11 +230,15 @@ class ShardReader:
         if crc != google_crc32c.value(np.frombuffer(data, np.uint8)):
             raise broken(f"the checksum of chunk {number} does not fit its bytes")
 
-    def read(self, start: int, stop: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Decode rows ``start:stop``, counted from the first row of the shard, into ``out`` if it is given."""
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Decode rows ``start:stop``, counted from the first row of the shard."""
+        out = np.empty((stop - start, *self._field.row_shape), self._field.dtype)
+        self.read_into(start, stop, out)
+        return out
+
+    def read_into(self, start: int, stop: int, out: NDArray[Any] | CutRows) -> None:
+        """Decode rows ``start:stop`` into ``out``, or cut them out as they are coded."""
         field, step = self._field, self._field.chunk_rows
-        if out is None:
-            out = np.empty((stop - start, *field.row_shape), field.dtype)
         for number in range(start // step, -(-stop // step)):
             base = number * step
             low = max(start - base, 0)
@@ -244,7 +249,6 @@ class ShardReader:
                 field.decode_chunk(data, low, out[base + low - start : base + step - start])
             except (CorruptDataError, UnsupportedVersionError) as error:
                 raise error.at(path=self.path, shard=self._shard, row=self._first_row + base + low) from None
-        return out
 
     def close(self) -> None:
         """Let go of the file; it lives on while arrays still look into it."""

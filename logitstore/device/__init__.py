@@ -3,6 +3,6 @@
 Functions here take tensors of any device. Where they lie on a CPU, or Triton is not installed, the CPU's code runs.
 """
 
-from logitstore.device.decode import decode_rows
+from logitstore.device.decode import Decoded, decode_rows
 
-__all__ = ["decode_rows"]
+__all__ = ["Decoded", "decode_rows"]

@@ -14,6 +14,7 @@ from logitstore.codec.header import DTYPE_BITS
 from logitstore.errors import CorruptDataError, InvalidArgumentError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from logitstore.codec import RowFormat
@@ -66,8 +67,13 @@ def runs_on(device: torch.device) -> bool:
 
 
 def decode_rows(
-    rows: BitRows, format: RowFormat, device: torch.device | str, *, flat: bool = False, kernels: bool | None = None  # noqa: A002
-) -> Decoded:  # fmt: skip
+    rows: BitRows,
+    format: RowFormat,  # noqa: A002
+    device: torch.device | str,
+    *,
+    offsets: NDArray[np.int64] | None = None,
+    kernels: bool | None = None,
+) -> Decoded:
     """Decode rows on a device.
 
     Parameters
@@ -76,8 +82,9 @@ def decode_rows(
         The rows, and what they hold. They may lie in pinned memory.
     device
         Where they are decoded, on its current stream, and where the result lies.
-    flat
-        Entries of all rows one after the other, ``rows.offsets`` apart, instead of ``K`` slots a row.
+    offsets
+        ``(P + 1,)``, from 0 on: where the slots of each row begin, if they are to be flat, instead of ``K`` each. With
+        ``rows.offsets``, entries of all rows follow each other.
     kernels
         Whether Triton's kernels do it; by default where they run. On a CPU they need Triton's interpreter.
 
@@ -89,7 +96,7 @@ def decode_rows(
     Raises
     ------
     CorruptDataError
-        The table of rows points outside the words, or a row has more entries than slots.
+        The table of rows points outside the words, or a row has more entries than room.
 
     Examples
     --------
@@ -105,7 +112,6 @@ def decode_rows(
     device = torch.device(device)
     kernels = runs_on(device) if kernels is None else kernels
     count = rows.table.shape[1]
-    offsets = rows.offsets if flat else None
     shape = (count, format.slots) if offsets is None else (int(offsets[-1]),)
     if not kernels or int(rows.table[LENGTH].max(initial=0)) > _LONGEST:
         bits = np.empty(shape, format.bits_dtype)
@@ -113,11 +119,11 @@ def decode_rows(
         entries = torch.from_numpy(bits.view(f"i{bits.itemsize}") if bits.itemsize > 1 else bits)
         moved = entries.view(_ELEMENTS[format.dtype]).to(device, non_blocking=True)
         return Decoded(moved, torch.from_numpy(status).to(device, non_blocking=True))
-    check_rows(rows, format)
+    check_rows(rows, format, offsets)
     words, table = (_moved(array, device) for array in rows)
     out = torch.empty(shape, dtype=_ELEMENTS[format.dtype], device=device)
     moved_offsets = table if offsets is None else torch.from_numpy(offsets).to(device, non_blocking=True)
-    return Decoded(out, _launch(words, table, out, moved_offsets, format, flat=flat))
+    return Decoded(out, _launch(words, table, out, moved_offsets, format, flat=offsets is not None))
 
 
 def tile_of(slots: int) -> tuple[int, int]:

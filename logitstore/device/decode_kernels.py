@@ -103,7 +103,7 @@ def entries_of_rows(
     end = tl.where(found == 0, length, quotient_start)
     if FLAT:
         target = out + tl.load(offsets + row)
-        room = count
+        room = (tl.load(offsets + row + 1) - tl.load(offsets + row)).to(tl.int32)
     else:
         target = out + row * slots
         room = count * 0 + slots

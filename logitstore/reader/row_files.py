@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from logitstore.codec import CutRows
     from logitstore.container.files import RandomFile, StoreFiles
     from logitstore.container.manifest import Manifest
 
@@ -31,8 +32,8 @@ class RowFiles(Protocol):
         """Return where a document's line begins in ``documents.jsonl``, and the byte behind it."""
         ...
 
-    def read(self, start: int, stop: int, out: Mapping[str, NDArray[Any]]) -> None:
-        """Decode rows ``start:stop`` of arrays, by their Zarr names, into arrays of as many rows."""
+    def read(self, start: int, stop: int, out: Mapping[str, NDArray[Any] | CutRows]) -> None:
+        """Decode rows ``start:stop`` of arrays, by their Zarr names, into as many rows; `CutRows` get them coded."""
         ...
 
     def close(self) -> None:

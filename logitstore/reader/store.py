@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 import numpy as np
 
 from logitstore import layout
+from logitstore.codec import CutRows
 from logitstore.container.fields import DOCUMENT_FIELDS
 from logitstore.container.files import LocalFiles, files_at
 from logitstore.container.manifest import FileRecord, Manifest
@@ -23,11 +24,12 @@ from logitstore.reader.zarr_rows import ZarrRows
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from logitstore.codec import RowFormat
     from logitstore.container.files import StoreFiles
     from logitstore.reader.row_files import RowFiles
 
@@ -268,7 +270,7 @@ class Store:
             rows = dataclasses.replace(rows.by_logit(), **unwanted)
         return rows
 
-    def read_into(self, start: int, stop: int, out: dict[str, NDArray[Any]]) -> None:
+    def read_into(self, start: int, stop: int, out: Mapping[str, NDArray[Any] | CutRows]) -> None:
         """Decode rows ``start:stop`` into arrays of the caller's, entries in the stored order.
 
         Parameters
@@ -276,24 +278,33 @@ class Store:
         start, stop
             As for `read`.
         out
-            Field (as for `read`) → contiguous array with one row per row asked for, of the type and width of `Rows`.
+            Field (as for `read`) → contiguous array with one row per row asked for, of the type and width of `Rows`;
+            or, for ids, values and counts, `CutRows` of as many rows, which get them as they are coded.
         """
         if not 0 <= start <= stop <= self.manifest.rows:
             raise InvalidArgumentError(
                 f"rows {start}:{stop} are not within the {self.manifest.rows} rows of the store", path=self.path
             )
-        arrays = {}
+        arrays: dict[str, NDArray[Any] | CutRows] = {}
         for name, array in out.items():
             if name not in self._layout:
                 self._require_fields([name])
             stored, dtype, row_shape = self._layout[name]
-            if array.dtype != dtype or array.shape != (stop - start, *row_shape):
+            if isinstance(array, CutRows):
+                if len(array) != stop - start or len(row_shape) != 1 or name == "lse_T":
+                    raise InvalidArgumentError(f"{name} of rows {start}:{stop} is not cut into {len(array)} rows")
+            elif array.dtype != dtype or array.shape != (stop - start, *row_shape):
                 raise InvalidArgumentError(
                     f"{name} of rows {start}:{stop} is {dtype} of shape {(stop - start, *row_shape)}, found "
                     f"{array.dtype} of shape {array.shape}", path=self.path,
                 )  # fmt: skip
             arrays[stored] = array
         self._rows.read(start, stop, arrays)
+
+    def row_format(self, name: str) -> RowFormat:
+        """Return what rows of ``ids``, ``values`` or ``counts`` hold that `read_into` cuts."""
+        self._require_fields([name])
+        return self._row_fields[name].row_format
 
     def _require_fields(self, names: Iterable[str]) -> None:
         if unknown := set(names) - set(self._row_fields):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from logitstore.codec import CutRows
     from logitstore.container.files import RandomFile, StoreFiles
     from logitstore.container.manifest import Manifest
     from logitstore.reader.row_files import TableFiles
@@ -93,7 +94,7 @@ class TarRows:
         record = self.record(document)
         return record.line_offset, record.line_offset + record.line_size
 
-    def read(self, start: int, stop: int, out: Mapping[str, NDArray[Any]]) -> None:
+    def read(self, start: int, stop: int, out: Mapping[str, NDArray[Any] | CutRows]) -> None:
         """See `RowFiles`."""
         document = self._document_of(start) if start < stop else 0
         row = start

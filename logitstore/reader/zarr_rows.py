@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from logitstore.codec import CutRows
     from logitstore.container.files import StoreFiles
     from logitstore.container.manifest import Manifest
 
@@ -63,14 +64,14 @@ class ZarrRows:
         self.read(start, stop, {name: out})
         return out
 
-    def read(self, start: int, stop: int, out: Mapping[str, NDArray[Any]]) -> None:
+    def read(self, start: int, stop: int, out: Mapping[str, NDArray[Any] | CutRows]) -> None:
         """See `RowFiles`. Takes the arrays about documents as well, whose rows are documents."""
         for name, target in out.items():
             field, rows_per_shard = self._fields[name], self._rows_per_shard[name]
             for shard in range(start // rows_per_shard, -(-stop // rows_per_shard)):
                 base = shard * rows_per_shard
                 low, high = max(start, base), min(stop, base + rows_per_shard)
-                self._shards.get(field, shard).read(low - base, high - base, target[low - start : high - start])
+                self._shards.get(field, shard).read_into(low - base, high - base, target[low - start : high - start])
 
     def close(self) -> None:
         """See `RowFiles`."""

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from logitstore.codec import CutRows
 from logitstore.reader import Rows
-from logitstore.stream.batch_fields import IGNORED, PADDING, SLOTTED, TORCH_TYPES, values_name
+from logitstore.stream.batch_fields import IGNORED, PADDING, SLOTTED, TORCH_TYPES, coded_names
 from logitstore.stream.piece_reader import PieceReader
 from logitstore.stream.tensors import tensor_of
+from logitstore.stream.wanted import Wanted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,32 +45,31 @@ class Assembler:
         Returns what makes the tensors of the next batch.
     skip_corrupt
         Whether pieces that cannot be read are left blank; else they raise.
+    coded
+        Whether ids, values and counts stay coded, for `device_batch.decoded`.
     """
 
     def __init__(
-        self, store: Store, collate: Collate, memory: Callable[[], Memory], *, skip_corrupt: bool = False
+        self,
+        store: Store,
+        collate: Collate,
+        memory: Callable[[], Memory],
+        *,
+        skip_corrupt: bool = False,
+        coded: bool = False,
     ) -> None:
         self._store = store
         self._collate = collate
         self._memory = memory
         self._skip_corrupt = skip_corrupt
         manifest = store.manifest
-        absent = {"counts": not manifest.has_counts, "lse_T": not manifest.temperatures}
-        available = [name for name in PADDING if not absent.get(name)]
-        self._fields = collate.delivered(available)
-        self._values_name = values_name(collate.values, manifest.values)
-        self._derives = "values" in self._fields and self._values_name != f"{manifest.values}s"
-        slotted = not set(SLOTTED).isdisjoint(self._fields)
-        self._sorts = slotted and collate.order == "logit"
-        self._picks = slotted and collate.entries == "flat"
+        self._wanted = wanted = Wanted.of(store, collate)
+        self._coded: list[str] = [name for name in SLOTTED if coded and name in wanted.needed]
         # A field is decoded into the batch itself, unless its entries must be sorted, picked or derived first.
-        staged = set(SLOTTED) if self._sorts or self._picks else {"values"} if self._derives else set()
-        needed = set(self._fields)
-        needed |= {"lse"} if self._derives else set()
-        needed |= {"ids"} if self._picks else set()
-        needed |= set(SLOTTED).intersection(available) if self._sorts else set()
-        self._direct = [name for name in self._fields if name not in staged]
-        self._staged = [name for name in available if name in needed and name not in self._direct]
+        staged = set(SLOTTED) if wanted.sorts or wanted.picks or coded else {"values"} if wanted.derives else set()
+        direct = wanted.needed if coded else wanted.fields
+        self._direct = [name for name in direct if name not in staged]
+        self._staged = [name for name in wanted.needed if name not in (*self._direct, *self._coded)]
         self._widths = dict.fromkeys(SLOTTED, (manifest.slots,)) | {"lse_T": (len(manifest.temperatures),)}
         self._row_bytes = sum(
             TORCH_TYPES[name].itemsize * math.prod(self._widths.get(name, ())) for name in self._direct
@@ -91,10 +92,13 @@ class Assembler:
         edges = 4 * (layout.sequences + 1 + len(layout.rows)) if self._collate.pack else 0
         memory.reserve(rows * (_STUDENT_BYTES + self._row_bytes) + edges + _CURSOR_BYTES, tensors=_MOST_TENSORS)
         teacher: dict[str, Tensor] = {}
-        pieces = PieceReader(layout, shape[1], self._empty_arrays(shape, teacher, memory))
+        cut = {name: CutRows(rows) for name in self._coded}
+        pieces = PieceReader(layout, shape[1], self._empty_arrays(shape, teacher, memory), cut)
         pieces.read(self._store, skip_corrupt=self._skip_corrupt)
         batch = {name: tensor_of(array.reshape(shape), memory) for name, array in _student(pieces).items()} | teacher
-        arrays: Arrays = {}
+        arrays: Arrays = _coded_arrays(cut)
+        if arrays:
+            memory.reserve(sum(array.nbytes for array in arrays.values()), tensors=len(arrays))
         if self._staged:
             arrays = self._entries(pieces.arrays, shape)
             memory.reserve(sum(array.nbytes for array in arrays.values()), tensors=len(arrays))
@@ -111,7 +115,7 @@ class Assembler:
         for name in self._direct:
             width = self._widths.get(name, ())
             tensor = memory.empty((*shape, *width), TORCH_TYPES[name])
-            teacher[self._values_name if name == "values" else name] = tensor
+            teacher[self._wanted.values_name if name == "values" else name] = tensor
             arrays[name] = tensor.numpy().view(PADDING[name].dtype).reshape(rows, *width)
         for name in self._staged:
             arrays[name] = np.empty((rows, *self._widths.get(name, ())), PADDING[name].dtype)
@@ -121,24 +125,32 @@ class Assembler:
         """Sort, derive and pick the entries of staged fields."""
         stored: dict[str, Any] = {name: arrays.get(name) for name in ("tokens", "mask", *PADDING)}
         rows = Rows(**stored, stores=self._store.manifest.values)
-        if self._sorts:
+        if self._wanted.sorts:
             rows = rows.by_logit()
-        used = rows.ids != PADDING["ids"] if self._picks else None
+        used = rows.ids != PADDING["ids"] if self._wanted.picks else None
         entries: Arrays = {}
-        for name in self._fields:
+        for name in self._wanted.fields:
             if name in self._direct:
                 continue
             array = getattr(rows, name)
-            if name == "values" and self._derives:
+            if name == "values" and self._wanted.derives:
                 # Where the teacher was not asked lse is NaN, and an unused slot would become NaN too.
-                array = np.where(np.isneginf(array), np.float32(-np.inf), getattr(rows, self._values_name))
+                array = np.where(np.isneginf(array), np.float32(-np.inf), getattr(rows, self._wanted.values_name))
             if name == "ids":
                 array = array.view(np.int32)
             array = array.reshape(*shape, *array.shape[1:]) if used is None else array[used]
-            entries[self._values_name if name == "values" else name] = array
+            entries[self._wanted.values_name if name == "values" else name] = array
         if used is not None:
             entries["entry_offsets"] = np.concatenate([np.zeros(1, np.int64), np.cumsum(used.sum(axis=1))])
         return entries
+
+
+def _coded_arrays(cut: dict[str, CutRows]) -> Arrays:
+    """Return words and table of each field that stays coded, as `device_batch.decoded` takes them."""
+    arrays: Arrays = {}
+    for name, target in cut.items():
+        arrays |= dict(zip(coded_names(name), (array.view(np.int32) for array in target.joined()), strict=True))
+    return arrays
 
 
 def _student(pieces: PieceReader) -> Arrays:

@@ -9,7 +9,7 @@ import torch
 
 from logitstore import layout
 
-__all__ = ["IGNORED", "PADDING", "SLOTTED", "TORCH_TYPES", "values_name"]
+__all__ = ["IGNORED", "PADDING", "SLOTTED", "TORCH_TYPES", "coded_names", "values_name"]
 
 IGNORED: Final = -100
 """The label of a row that is no training target, as ``torch.nn.functional.cross_entropy`` takes it."""
@@ -36,6 +36,11 @@ TORCH_TYPES: Final = {
 
 SLOTTED: Final = ("ids", "values", "counts")
 """Fields with an entry per slot. They share one order."""
+
+
+def coded_names(field: str) -> tuple[str, str]:
+    """Return what a batch calls words and table of a field that is still coded; see `logitstore.codec.BitRows`."""
+    return f"{field}_words", f"{field}_table"
 
 
 def values_name(values: str, stores: str) -> str:

@@ -13,6 +13,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from logitstore.errors import InvalidArgumentError
 from logitstore.stream.assemble import Assembler
 from logitstore.stream.collate import Collate
+from logitstore.stream.device_batch import decoded, moved
 from logitstore.stream.documents import opened
 from logitstore.stream.epochs import Epochs
 from logitstore.stream.handover import Arena, Pool
@@ -22,6 +23,7 @@ from logitstore.stream.share import Share, world
 from logitstore.stream.shared import Shared
 from logitstore.stream.state import check_state, place_of, state_at, stream_state
 from logitstore.stream.tensors import InMemory, InPinnedMemory
+from logitstore.stream.wanted import Wanted
 
 if TYPE_CHECKING:
     import os
@@ -78,6 +80,12 @@ class BatchStream(IterableDataset["Batch"]):
         How many batches are made ahead, in each process, by how many threads. ``prefetch=0`` starts none.
     pin_memory
         Make batches in pinned memory, outside of workers; for those, ask the DataLoader.
+    decode
+        ``"host"``: where batches are made. ``"device"``: ids, values and counts stay coded, in the tensors
+        ``*_words`` and ``*_table`` of a batch, and `to_device` decodes them where the training is, so that what crosses
+        over is compressed. Checksums and row tables are checked where batches are made in either case; bits of a row
+        that break a rule in spite of a sound checksum are found by `to_device`, which raises whatever ``on_corrupt``
+        says.
     verify, storage_options
         As for `logitstore.open`, if a path is given.
 
@@ -108,6 +116,7 @@ class BatchStream(IterableDataset["Batch"]):
         prefetch: int = 2,
         threads: int = 1,
         pin_memory: bool = False,
+        decode: Literal["host", "device"] = "host",
         verify: Literal["none", "lazy", "full"] = "lazy",
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
@@ -119,6 +128,8 @@ class BatchStream(IterableDataset["Batch"]):
                 raise InvalidArgumentError(f"{name} is a whole number from {least} on, found {value!r}")
         if on_corrupt not in ("raise", "skip"):
             raise InvalidArgumentError(f"on_corrupt is 'raise' or 'skip', found {on_corrupt!r}")
+        if decode not in ("host", "device"):
+            raise InvalidArgumentError(f"decode is 'host' or 'device', found {decode!r}")
         self.store = opened(store_or_path, verify=verify, order="stored", storage_options=storage_options)
         self.batch_size = batch_size
         self.collate = collate
@@ -127,6 +138,7 @@ class BatchStream(IterableDataset["Batch"]):
         self._prefetch = prefetch
         self._threads = threads
         self._pin_memory = pin_memory
+        self._coded = decode == "device"
         self._world: tuple[int | None, int | None] = (num_replicas, rank)
         self._epochs = Epochs(self.store, batch_size, collate, shuffle, seed, window)
         self._shared = Shared()
@@ -196,6 +208,27 @@ class BatchStream(IterableDataset["Batch"]):
             threads=self._threads,
             on_skip=partial(self._shared.skip, worker=None if info is None else info.id),
         )
+
+    def to_device(self, batch: Batch, device: torch.device | str) -> Batch:
+        """Return a batch of this stream on a device, decoded if it is not yet.
+
+        ``cursor``, ``skipped`` and ``max_seqlen`` stay on the host, which asks for them. On a GPU with Triton (the
+        extra ``gpu``) kernels decode, on the current stream, and this waits for them; otherwise the CPU decodes.
+
+        Raises
+        ------
+        CorruptDataError
+            The bits of a row break a rule.
+
+        Examples
+        --------
+        >>> stream = BatchStream("teacher.zarr", 8, decode="device")                            # doctest: +SKIP
+        >>> for batch in DataLoader(stream, batch_size=None, num_workers=2, pin_memory=True):   # doctest: +SKIP
+        ...     batch = stream.to_device(batch, "cuda")
+        """
+        if not self._coded:
+            return moved(batch, torch.device(device))
+        return decoded(batch, torch.device(device), self.store, Wanted.of(self.store, self.collate))
 
     def state_dict(self, batch: Batch | None = None) -> dict[str, Any]:
         """Return where the epoch stands, as plain JSON.
@@ -278,7 +311,9 @@ class BatchStream(IterableDataset["Batch"]):
         return self._plan[1]
 
     def _assembler(self, worker: int | None = None) -> Assembler:
-        return Assembler(self.store, self.collate, self._memory(worker), skip_corrupt=self._skip_corrupt)
+        return Assembler(
+            self.store, self.collate, self._memory(worker), skip_corrupt=self._skip_corrupt, coded=self._coded
+        )
 
     def _memory(self, worker: int | None) -> Callable[[], Memory]:
         """Return what returns the memory of a batch: pinned if that is possible, shared in a DataLoader worker."""

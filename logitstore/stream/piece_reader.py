@@ -14,6 +14,7 @@ from logitstore.stream.batch_fields import PADDING
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from logitstore.codec import CutRows
     from logitstore.reader import Store
     from logitstore.stream.plan import Layout
 
@@ -33,6 +34,8 @@ class PieceReader:
         T: rows of a sequence.
     arrays
         Field → array of ``sequences * columns`` rows, as `Store.read_into` takes them.
+    cut
+        Field → the same for fields that stay coded.
 
     Attributes
     ----------
@@ -44,9 +47,10 @@ class PieceReader:
         ``(n,)`` uint32: the token behind each piece, 0 where its document ends.
     """
 
-    def __init__(self, layout: Layout, columns: int, arrays: dict[str, NDArray[Any]]) -> None:
+    def __init__(self, layout: Layout, columns: int, arrays: dict[str, NDArray[Any]], cut: dict[str, CutRows]) -> None:
         self.layout = layout
         self.arrays = arrays
+        self.cut = cut
         self.starts = layout.sequence * columns + layout.columns
         self.documents = layout.documents.copy()
         self.following = np.zeros(len(self.starts), np.uint32)
@@ -86,7 +90,8 @@ class PieceReader:
         row, start = int(self.layout.first_rows[first]), int(self.starts[first])
         rows = int(self.layout.rows[first:last].sum())
         try:
-            store.read_into(row, row + rows, {name: a[start : start + rows] for name, a in self.arrays.items()})
+            targets: dict[str, NDArray[Any] | CutRows] = {**self.arrays, **self.cut}
+            store.read_into(row, row + rows, {name: a[start : start + rows] for name, a in targets.items()})
             if self.layout.follows[last - 1]:
                 store.read_into(row + rows, row + rows + 1, {"tokens": self.following[last - 1 : last]})
         except CorruptDataError as error:
@@ -110,3 +115,5 @@ class PieceReader:
             if begin < end:
                 for name, array in self.arrays.items():
                     array[begin:end] = PADDING.get(name, 0)
+                for coded in self.cut.values():
+                    coded.blank(begin, end)
