@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
     from typing_extensions import Buffer
 
-__all__ = ["ChunkDecoder", "Kind", "decode", "decode_slice", "encode"]
+__all__ = ["ChunkDecoder", "Kind", "assemble_chunk", "block_log2_for", "decode", "decode_slice", "encode"]
 
 Kind = Literal["ids", "values", "flat"]
 
@@ -90,14 +90,16 @@ def encode(array: NDArray[Any], kind: Kind, *, vocab_size: int = 0, use_referenc
         counts, bases, residuals = fast_encode.residuals_of_bits(bits, dtype, shifts, ragged=kind == "values")
         if kind == "flat" and elements:
             counts[-1] = elements - layout.FLAT_GROUP * (len(counts) - 1)
-    block_log2 = _block_log2(kind, int(counts.sum()), len(counts))
+    block_log2 = block_log2_for(kind, int(counts.sum()), len(counts))
     if use_reference:
         rows = [row[:n].tolist() for row, n in zip(residuals, counts, strict=True)]
         base, row_lengths, words = reference.encode_payload(rows, block_log2)
         lengths, payload = np.array(row_lengths, np.int64), words.data.cast("B")
     else:
         base, lengths, payload = fast_encode.encode_rows(residuals, counts, block_log2)
-    return _assemble(kind, dtype, block_log2, base, bits.shape, vocab_size, shifts, counts, lengths, bases, payload)
+    return assemble_chunk(
+        kind, dtype, block_log2, base, bits.shape, vocab_size, shifts, counts, lengths, bases, payload
+    )
 
 
 def decode(
@@ -255,15 +257,18 @@ def _dtype_code(kind: Kind, dtype: np.dtype[Any]) -> int:
         raise InvalidArgumentError(f"kind {kind!r} holds arrays of type {allowed or 'none'}, found {dtype}") from None
 
 
-def _block_log2(kind: Kind, entries: int, rows: int) -> int:
-    """Entries that share a parameter: few where neighbours differ much (ids of short rows), many elsewhere."""
+def block_log2_for(kind: Kind, entries: int, rows: int) -> int:
+    """Return the logarithm of how many entries share a parameter.
+
+    Few where neighbours differ much (ids of short rows), many elsewhere.
+    """
     mean = entries / rows if rows else 0
     if kind == "ids":
         return 4 if mean <= 256 else 5 if mean <= 1024 else 6
     return 5 if kind == "values" and mean <= 64 else 6
 
 
-def _assemble(
+def assemble_chunk(
     kind: Kind,
     dtype: int,
     block_log2: int,
@@ -276,6 +281,7 @@ def _assemble(
     bases: NDArray[np.uint32],
     payload: memoryview,
 ) -> bytes:
+    """Put header, row table and checksum around a payload."""
     entries = int(counts.sum())
     words = len(payload) // 4
     if shape[0] > layout.MAX_CHUNK_ROWS or words > layout.MAX_PAYLOAD_WORDS:

@@ -16,7 +16,7 @@ from logitstore import layout
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["BITS_DTYPE", "NATIVE_DTYPE", "UNUSED", "bits_from_keys", "keys_from_bits", "row_shifts"]
+__all__ = ["BITS_DTYPE", "NATIVE_DTYPE", "UNUSED", "bits_from_keys", "keys_from_bits", "row_shifts", "shifts_of_zeros"]
 
 NATIVE_DTYPE: dict[int, np.dtype[Any]] = {
     layout.DTYPE_UINT8: np.dtype("<u1"),
@@ -58,12 +58,16 @@ def row_shifts(bits: NDArray[Any], dtype: int) -> NDArray[np.int64]:
     limit = 10 if dtype == layout.DTYPE_FLOAT16 else 23
     union = np.bitwise_or.reduce(bits, axis=1).astype(np.int64) | 1 << limit
     zeros = np.log2(union & -union).astype(np.int64)
+    return shifts_of_zeros(zeros, bits.shape[1])
+
+
+def shifts_of_zeros(zeros: NDArray[np.int64], slots: int) -> NDArray[np.int64]:
+    """Return the shift of each row, of at least one, by the low zero bits that its elements share, ``(rows,)``."""
     tenth = len(zeros) // 10
     common, usual = int(zeros.min()), int(np.partition(zeros, tenth)[tenth])
-    if (usual - common) * bits.shape[1] <= _SHIFT_COST_BITS:
+    if (usual - common) * slots <= _SHIFT_COST_BITS:
         usual = common
-    shifts[:] = np.where(zeros >= usual, usual, common)
-    return shifts
+    return np.where(zeros >= usual, usual, common)
 
 
 def keys_from_bits(bits: NDArray[Any], dtype: int, shift: int) -> NDArray[np.uint32]:

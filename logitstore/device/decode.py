@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from logitstore.codec import RowFormat
 
-__all__ = ["Decoded", "decode_rows", "runs_on", "tile_of"]
+__all__ = ["Decoded", "decode_rows", "launch", "moved_rows", "runs_on", "tile_of"]
 
 _LONGEST = (1 << 31) - (1 << 12)
 """Bits of a row that the kernels decode: positions in it, and a tile behind its end, are 32 bits."""
@@ -120,10 +120,8 @@ def decode_rows(
         moved = entries.view(_ELEMENTS[format.dtype]).to(device, non_blocking=True)
         return Decoded(moved, torch.from_numpy(status).to(device, non_blocking=True))
     check_rows(rows, format, offsets)
-    words, table = (_moved(array, device) for array in rows)
-    out = torch.empty(shape, dtype=_ELEMENTS[format.dtype], device=device)
-    moved_offsets = table if offsets is None else torch.from_numpy(offsets).to(device, non_blocking=True)
-    return Decoded(out, _launch(words, table, out, moved_offsets, format, flat=offsets is not None))
+    moved_offsets = None if offsets is None else torch.from_numpy(offsets).to(device, non_blocking=True)
+    return launch(*moved_rows(rows, device), format, shape, moved_offsets)
 
 
 def tile_of(slots: int) -> tuple[int, int]:
@@ -134,13 +132,20 @@ def tile_of(slots: int) -> tuple[int, int]:
     return (128, 1) if slots <= 64 else (256, 1) if slots <= 8192 else (2048, 8)
 
 
-def _moved(array: Any, device: torch.device) -> Tensor:
-    return torch.from_numpy(array.view(np.int32)).to(device, non_blocking=True)
+def moved_rows(rows: BitRows, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return words and table on a device, as int32."""
+    words, table = (torch.from_numpy(array.view(np.int32)).to(device, non_blocking=True) for array in rows)
+    return words, table
 
 
-def _launch(
-    words: Tensor, table: Tensor, out: Tensor, offsets: Tensor, format: RowFormat, *, flat: bool  # noqa: A002
-) -> Tensor:  # fmt: skip
+def launch(
+    words: Tensor,
+    table: Tensor,
+    format: RowFormat,  # noqa: A002
+    shape: tuple[int, ...],
+    offsets: Tensor | None = None,
+) -> Decoded:
+    """Run the kernels on rows that lie on a device, and that `check_rows` has checked."""
     from logitstore.device.decode_kernels import block_places, entries_of_rows
 
     count = table.shape[1]
@@ -149,8 +154,9 @@ def _launch(
     device = words.device
     stride = -(-format.slots >> layout.BLOCK_LOG2_MIN)
     status = torch.empty(count, dtype=torch.int32, device=device)
+    out = torch.empty(shape, dtype=_ELEMENTS[format.dtype], device=device)
     if not count:
-        return status
+        return Decoded(out, status)
     places = torch.empty((count, stride), dtype=torch.int64, device=device)
     quotients = torch.empty(count, dtype=torch.int32, device=device)
     tile, warps = tile_of(format.slots)
@@ -161,8 +167,8 @@ def _launch(
     with torch.cuda.device_of(words):
         block_places[(count,)](words, table, places, quotients, status, count, stride, TILE=min(tile, 256), num_warps=1)
         entries_of_rows[(count,)](
-            words, table, places, quotients, status, out.view(stored), offsets, count, stride, format.slots,
-            format.bound, IS_IDS=format.kind == layout.KIND_IDS, IS_FLOAT=format.is_float,
-            BITS=DTYPE_BITS[format.dtype], UNUSED=unused, FLAT=flat, TILE=tile, num_warps=warps,
+            words, table, places, quotients, status, out.view(stored), table if offsets is None else offsets, count,
+            stride, format.slots, format.bound, IS_IDS=format.kind == layout.KIND_IDS, IS_FLOAT=format.is_float,
+            BITS=DTYPE_BITS[format.dtype], UNUSED=unused, FLAT=offsets is not None, TILE=tile, num_warps=warps,
         )  # fmt: skip
-    return status
+    return Decoded(out, status)

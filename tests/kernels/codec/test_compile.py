@@ -12,7 +12,7 @@ import sys
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from logitstore.device import decode_kernels
+from logitstore.device import decode_kernels, encode_kernels
 
 def build(kernel, types, **constants):
     names = kernel.arg_names
@@ -24,11 +24,15 @@ def build(kernel, types, **constants):
 types = {name: "*i32" for name in ("words", "table", "quotients", "status", "out")}
 types |= {name: "i32" for name in ("rows", "stride", "slots", "bound")} | {"places": "*i64", "offsets": "*i64"}
 build(decode_kernels.block_places, types, TILE=256)
-build(decode_kernels.entries_of_rows, types, IS_IDS=True, IS_FLOAT=False, BITS=32, UNUSED=-1, FLAT=False, TILE=128)
+build(decode_kernels.entries_of_rows, types, IS_IDS=True, IS_FLOAT=False, BITS=32, UNUSED=-1, FLAT=False, TILE=64)
 build(
     decode_kernels.entries_of_rows, types | {"out": "*i16"},
-    IS_IDS=False, IS_FLOAT=True, BITS=16, UNUSED=-1024, FLAT=True, TILE=128,
+    IS_IDS=False, IS_FLOAT=True, BITS=16, UNUSED=-1024, FLAT=True, TILE=64,
 )
+types |= {name: "*i64" for name in ("places", "quotients", "lengths", "starts")}
+types |= {name: "*i32" for name in ("residuals", "counts", "parameters", "base")}
+for kernel in (encode_kernels.best_parameters, encode_kernels.row_lengths, encode_kernels.write_rows):
+    build(kernel, types, BLOCK=16, TILE=8)
 """
 
 
