@@ -150,6 +150,13 @@ class BitRows(NamedTuple):
         return cls(words, table)
 
     @property
+    def most_blocks(self) -> int:
+        """Blocks of the row that has the most."""
+        log2 = self.table[META] >> _BLOCK_AT & 7
+        size = np.int64(1) << log2.astype(np.int64)
+        return int(((self.table[COUNT] + size - 1) // size).max(initial=0))
+
+    @property
     def offsets(self) -> NDArray[np.int64]:
         """``(P + 1,)`` int64: where the entries of each row begin if nothing lies between them."""
         offsets = np.zeros(self.table.shape[1] + 1, np.int64)

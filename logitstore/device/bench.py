@@ -84,7 +84,7 @@ def bench_decode(
     if runs_on(device):
         check_rows(rows, format, None)
         words, table = moved_rows(rows, device)
-        seconds = seconds_of(lambda: launch(words, table, format, shape), device)
+        seconds = seconds_of(lambda: launch(words, table, format, shape, rows.most_blocks), device)
     else:
         seconds = seconds_of(lambda: decode_rows(rows, format, device), device)
     entries = int(rows.table[COUNT].sum(dtype="u8"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Decoded", "decode_rows", "launch", "moved_rows", "runs_on", "tile_of"]
 
 _LONGEST = (1 << 31) - (1 << 12)
-"""Bits of a row that the kernels decode: positions in it, and a tile behind its end, are 32 bits."""
+"""Bits and slots of a row that the kernels decode: positions in it, and a tile behind its end, are 32 bits."""
 _ELEMENTS = {
     layout.DTYPE_UINT8: torch.uint8,
     layout.DTYPE_FLOAT16: torch.float16,
@@ -63,7 +64,12 @@ class Decoded(NamedTuple):
 
 def runs_on(device: torch.device) -> bool:
     """Whether the kernels run there: on a GPU where Triton is installed."""
-    return device.type == "cuda" and find_spec("triton") is not None
+    return device.type == "cuda" and _has_triton()
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
 
 
 def decode_rows(
@@ -113,7 +119,7 @@ def decode_rows(
     kernels = runs_on(device) if kernels is None else kernels
     count = rows.table.shape[1]
     shape = (count, format.slots) if offsets is None else (int(offsets[-1]),)
-    if not kernels or int(rows.table[LENGTH].max(initial=0)) > _LONGEST:
+    if not kernels or max(format.slots, int(rows.table[LENGTH].max(initial=0))) > _LONGEST:
         bits = np.empty(shape, format.bits_dtype)
         status = decode_bits(rows, format, bits, offsets)
         entries = torch.from_numpy(bits.view(f"i{bits.itemsize}") if bits.itemsize > 1 else bits)
@@ -121,7 +127,7 @@ def decode_rows(
         return Decoded(moved, torch.from_numpy(status).to(device, non_blocking=True))
     check_rows(rows, format, offsets)
     moved_offsets = None if offsets is None else torch.from_numpy(offsets).to(device, non_blocking=True)
-    return launch(*moved_rows(rows, device), format, shape, moved_offsets)
+    return launch(*moved_rows(rows, device), format, shape, rows.most_blocks, moved_offsets)
 
 
 def tile_of(slots: int) -> tuple[int, int]:
@@ -143,16 +149,17 @@ def launch(
     table: Tensor,
     format: RowFormat,  # noqa: A002
     shape: tuple[int, ...],
+    blocks: int,
     offsets: Tensor | None = None,
 ) -> Decoded:
-    """Run the kernels on rows that lie on a device, and that `check_rows` has checked."""
+    """Run the kernels on rows on a device that `check_rows` has checked, of at most so many blocks."""
     from logitstore.device.decode_kernels import block_places, entries_of_rows
 
     count = table.shape[1]
     if count >= 1 << 31:
         raise InvalidArgumentError(f"less than 2^31 rows are decoded at a time, found {count}")
     device = words.device
-    stride = -(-format.slots >> layout.BLOCK_LOG2_MIN)
+    stride = max(1, blocks)
     status = torch.empty(count, dtype=torch.int32, device=device)
     out = torch.empty(shape, dtype=_ELEMENTS[format.dtype], device=device)
     if not count:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import google_crc32c
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +18,6 @@ from tests.codec.test_corruption import SAMPLES, Sample
 from tests.codec.test_roundtrip import flat_arrays, id_rows, value_rows
 
 if TYPE_CHECKING:
-    import torch
     from numpy.typing import NDArray
 
 few = settings(deadline=None, max_examples=12)
@@ -128,8 +128,23 @@ def outcome(chunk: bytes, sample: Sample, *, kernels: bool) -> bytes | None:
         return None
 
 
+@pytest.fixture
+def fences(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """What lies before and behind each tensor that is made uninitialised, which is where kernels store."""
+    beside: list[torch.Tensor] = []
+
+    def fenced(*shape: Any, dtype: torch.dtype, device: Any = None) -> torch.Tensor:
+        size = torch.Size(shape[0] if isinstance(shape[0], tuple) else shape)
+        whole = torch.full((size.numel() + 2048,), 77, dtype=dtype)
+        beside.extend((whole[:1024], whole[-1024:]))
+        return whole[1024:-1024].view(size)
+
+    monkeypatch.setattr(torch, "empty", fenced)
+    return beside
+
+
 @pytest.mark.parametrize("name", ["ids", "float16", "uint8"])
-def test_crafted_chunks_mean_the_same_on_a_device(name: str) -> None:
+def test_crafted_chunks_mean_the_same_on_a_device(name: str, fences: list[torch.Tensor]) -> None:
     kind, array, vocab_size = sample = SAMPLES[name]
     body = np.frombuffer(encode(array, kind, vocab_size=vocab_size)[:-4], np.uint8)
     generator = np.random.default_rng(len(body))
@@ -149,6 +164,8 @@ def test_crafted_chunks_mean_the_same_on_a_device(name: str) -> None:
         assert found == outcome(chunk, sample, kernels=False)
         refused += found is None
     assert 0 < refused < 12
+    assert len(fences) >= 4 * 12
+    assert all((fence == 77).all() for fence in fences)
 
 
 @pytest.mark.parametrize("kernels", [False, True])
