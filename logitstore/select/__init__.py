@@ -11,8 +11,9 @@ tensor([[-0.7817, -0.7817]], dtype=torch.float16)
 
 from __future__ import annotations
 
+from logitstore.select.hidden import select_hidden
 from logitstore.select.rows import SelectedRows, Values, select_rows
 from logitstore.select.sampling import Sampling
 from logitstore.select.selection import Selection
 
-__all__ = ["Sampling", "SelectedRows", "Selection", "Values", "select_rows"]
+__all__ = ["Sampling", "SelectedRows", "Selection", "Values", "select_hidden", "select_rows"]

@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from logitstore.errors import CorruptDataError, InvalidArgumentError
+from logitstore.kernels import use_kernels
 from logitstore.select.draws import count_entries, draw_ids
 from logitstore.select.lse import log_sum_exp, require_finite_rows
-from logitstore.select.top import UNUSED, top_k_ids, top_p_ids
+from logitstore.select.top import UNUSED, nucleus_ids, top_k_ids, top_p_ids
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from logitstore.select.selection import Selection
 
-__all__ = ["SelectedRows", "Values", "select_rows"]
+__all__ = ["SelectedRows", "Values", "join_rows", "select_rows"]
 
 Values = Literal["logprob", "logit"]
 
@@ -105,14 +106,15 @@ def select_rows(
     n, V = logits.shape
     block = max(1, (_BLOCK_LOGITS_CPU if logits.device.type == "cpu" else _BLOCK_LOGITS_DEVICE) // V)
     blocks = []
+    select = _select_block if selection.samples is not None or not use_kernels(logits) else _select_block_kernels
     for start in range(0, max(n, 1), block):
         rows = slice(start, start + block)
         keys = None if row_keys is None else row_keys[rows]
         try:
-            blocks.append(_select_block(logits[rows], selection, labels[rows], keys, values, temperatures))
+            blocks.append(select(logits[rows], selection, labels[rows], keys, values, temperatures))
         except CorruptDataError as error:
             raise CorruptDataError(error.message, row=start + (error.row or 0)) from None
-    return blocks[0] if len(blocks) == 1 else _concatenate(blocks)
+    return join_rows(blocks)
 
 
 def _select_block(
@@ -142,7 +144,50 @@ def _select_block(
         ids, counts = count_entries(drawn, ids, selection.slots(V))
     assert ids is not None
 
-    kept_logits = logits.gather(1, ids.clamp(min=0))
+    ids, stored, counts = _stored_entries(logits, lse, ids, counts, values)
+    return SelectedRows(
+        ids=ids,
+        values=stored,
+        lse=lse,
+        label_logprob=_label_logprob(logits, lse, labels),
+        counts=counts,
+        lse_T=torch.stack([log_sum_exp(logits, T) for T in temperatures], 1) if temperatures else None,
+    )
+
+
+def _select_block_kernels(
+    logits: torch.Tensor,
+    selection: Selection,
+    labels: torch.Tensor,
+    row_keys: torch.Tensor | None,  # noqa: ARG001 - the same call as `_select_block`
+    values: Values,
+    temperatures: Sequence[float],
+) -> SelectedRows:
+    """Do the same with the kernels, which read the logits in their own type, and once."""
+    from logitstore.kernels.select import row_log_sum_exp, select_top
+
+    logits = logits.detach()
+    lse, ids, stored = select_top(logits, selection.top_entries(logits.shape[1]), raw=values == "logit")
+    require_finite_rows(lse)
+    if selection.top_p is not None:
+        nucleus = nucleus_ids(logits, ids.long(), lse, selection.top_p)
+        ids, stored, _ = _stored_entries(logits, lse, nucleus, None, values)
+    elif values == "logit":
+        _require_fp16_logits(stored, logits.gather(1, ids.long().clamp(min=0)), ids == UNUSED)
+    return SelectedRows(
+        ids=ids,
+        values=stored,
+        lse=lse,
+        label_logprob=_label_logprob(logits, lse, labels),
+        lse_T=torch.stack([row_log_sum_exp(logits, T) for T in temperatures], 1) if temperatures else None,
+    )
+
+
+def _stored_entries(
+    logits: torch.Tensor, lse: torch.Tensor, ids: torch.Tensor, counts: torch.Tensor | None, values: Values
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Return int32 ids, float16 values and counts, unused slots last."""
+    kept_logits = logits.gather(1, ids.clamp(min=0)).float()
     logprobs = (kept_logits - lse[:, None]).half()
     unused = (ids == UNUSED) | logprobs.isinf()
     stored = logprobs if values == "logprob" else kept_logits.half()
@@ -153,16 +198,12 @@ def _select_block(
         ids = ids.masked_fill(unused, UNUSED).gather(1, order)
         stored = stored.masked_fill(unused, -torch.inf).gather(1, order)
         counts = None if counts is None else counts.masked_fill(unused, 0).gather(1, order)
+    return ids.to(torch.int32), stored, counts
 
-    label_logits = logits.gather(1, labels.clamp(min=0)[:, None]).squeeze(1)
-    return SelectedRows(
-        ids=ids.to(torch.int32),
-        values=stored,
-        lse=lse,
-        label_logprob=(label_logits - lse).masked_fill(labels < 0, torch.nan),
-        counts=counts,
-        lse_T=torch.stack([log_sum_exp(logits, T) for T in temperatures], 1) if temperatures else None,
-    )
+
+def _label_logprob(logits: torch.Tensor, lse: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    at_label = logits.gather(1, labels.clamp(min=0)[:, None]).squeeze(1).float()
+    return (at_label - lse).masked_fill(labels < 0, torch.nan)
 
 
 def _require_fp16_logits(stored: torch.Tensor, logits: torch.Tensor, unused: torch.Tensor) -> None:
@@ -210,7 +251,11 @@ def _check_arguments(
         )
 
 
-def _concatenate(blocks: list[SelectedRows]) -> SelectedRows:
+def join_rows(blocks: list[SelectedRows]) -> SelectedRows:
+    """Return the rows of all blocks, one at least, as one."""
+    if len(blocks) == 1:
+        return blocks[0]
+
     def join(name: str) -> torch.Tensor | None:
         parts = [getattr(block, name) for block in blocks]
         return None if parts[0] is None else torch.cat(parts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-__all__ = ["UNUSED", "top_k_ids", "top_p_ids"]
+__all__ = ["UNUSED", "nucleus_ids", "top_k_ids", "top_p_ids"]
 
 UNUSED = -1
 """Id in a slot that holds no entry. As uint32 it is the stored marker 0xFFFFFFFF."""
@@ -64,8 +64,12 @@ def top_p_ids(logits: torch.Tensor, lse: torch.Tensor, top_p: float, max_k: int,
     torch.Tensor
         ``(n, max_k)`` int64, ascending within a row; ``UNUSED`` in between where an entry was not taken.
     """
-    ids = top_k_ids(logits, max_k, floor)
-    candidates = logits.gather(1, ids.clamp(min=0)).masked_fill_(ids == UNUSED, -torch.inf)
+    return nucleus_ids(logits, top_k_ids(logits, max_k, floor), lse, top_p)
+
+
+def nucleus_ids(logits: torch.Tensor, ids: torch.Tensor, lse: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Return ``(n, max_k)`` int64 ids of the largest logits with those not needed for ``top_p`` made ``UNUSED``."""
+    candidates = logits.gather(1, ids.clamp(min=0)).float().masked_fill_(ids == UNUSED, -torch.inf)
     ordered, order = candidates.sort(dim=1, descending=True, stable=True)
     reached = (ordered - lse[:, None]).exp().double().cumsum(1)
     taken = torch.ones_like(ids, dtype=torch.bool)
