@@ -16,7 +16,7 @@ from logitstore.kernels.learn_kernels import gather_kept, overwrite_kept, sum_ou
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["OutsideKept", "sum_outside_kept", "write_gradient"]
+__all__ = ["OutsideKept", "sum_outside_kept", "write_kept", "write_outside_kept"]
 
 _TILE = 4096
 _SLOT_TILE = 256
@@ -81,18 +81,10 @@ def sum_outside_kept(
     return OutsideKept(kept, shift, total)
 
 
-def write_gradient(
-    gradient: Tensor,
-    logits: Tensor,
-    shift: Tensor,
-    factor: Tensor,
-    ids: Tensor,
-    values: Tensor,
-    *,
-    numbers: Tensor | None = None,
-    temperature: float = 1.0,
+def write_outside_kept(
+    gradient: Tensor, logits: Tensor, shift: Tensor, factor: Tensor, *, temperature: float = 1.0
 ) -> None:
-    """Write ``factor * exp(logits / temperature - shift)`` over all rows, and then ``values`` at ``ids``.
+    """Write ``factor * exp(logits / temperature - shift)`` over all rows, the kept ids as well.
 
     Parameters
     ----------
@@ -101,24 +93,23 @@ def write_gradient(
     logits
         ``(R, V)``.
     shift, factor
-        ``(R,)`` float32. Rows with factor 0 are written and not read.
-    ids, values
-        ``(n, m)`` integers, -1 for nothing, and float32.
-    numbers
-        ``(n,)`` int64 rows that ids and values belong to; None for all.
+        ``(R,)`` float32. Rows with factor 0 get 0 and are not read.
     """
     R, V = logits.shape
-    if not R:
-        return
     tile = _tile(V)
-    write_outside[(R, triton.cdiv(V, tile))](
-        logits, logits.stride(0), gradient, gradient.stride(0), V, shift, factor, temperature,
-        TILE=tile, SCALED=temperature != 1.0, num_warps=max(1, tile // 512),
-    )  # fmt: skip
+    if R:
+        write_outside[(R, triton.cdiv(V, tile))](
+            logits, logits.stride(0), gradient, gradient.stride(0), V, shift, factor, temperature,
+            TILE=tile, SCALED=temperature != 1.0, num_warps=max(1, tile // 512),
+        )  # fmt: skip
+
+
+def write_kept(gradient: Tensor, ids: Tensor, values: Tensor, *, numbers: Tensor | None = None) -> None:
+    """Put ``(n, m)`` float32 values at ids of the gradient's rows, or of those that are numbered; -1 for none."""
     n, slots = ids.shape
     if n and slots:
         overwrite_kept[(n, triton.cdiv(slots, _SLOT_TILE))](
-            gradient, gradient.stride(0), shift if numbers is None else numbers,
+            gradient, gradient.stride(0), values if numbers is None else numbers,
             ids.contiguous(), slots, values.contiguous(), TILE=_SLOT_TILE, NUMBERED=numbers is not None, num_warps=4,
         )  # fmt: skip
 

@@ -40,6 +40,9 @@ class Loss(ABC):
     name: ClassVar[str]
     """What `make_loss` calls it."""
 
+    sees_kept_alone: ClassVar[bool] = False
+    """Whether it is a `KeptSetLoss`, which the kernels of `logitstore.kernels` serve."""
+
     temperature: float = 1.0
     """The student's logits are divided by it, and the loss multiplied by its square."""
 
@@ -108,7 +111,8 @@ class Loss(ABC):
     ) -> Tensor:
         """Compute the loss from the student's logits.
 
-        Beside the logits there is a chunk of rows in float32, and in the backward pass their gradient.
+        Beside the logits there is a chunk of rows in float32, and in the backward pass their gradient. On a GPU with
+        Triton there is no such chunk: the logits are read in their own type, see `logitstore.kernels`.
 
         Parameters
         ----------
@@ -120,8 +124,8 @@ class Loss(ABC):
         reduction
             "mean" over the rows that count (0 if none does), "sum", or "none": a loss per row.
         inplace
-            Compute the gradient at once and write it over the logits, which are lost: no second ``(R, V)``. The
-            backward pass can then run once.
+            Write the gradient over the logits, which are lost with this call: no second ``(R, V)``. The backward pass
+            can then run once. (On a GPU it is the backward pass that writes.)
         chunk_rows
             Rows computed at a time; by default 256 MiB of float32, on a CPU 8 MiB.
         parts

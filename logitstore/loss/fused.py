@@ -8,12 +8,14 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from logitstore.errors import InvalidArgumentError
+from logitstore.loss.by_kernel import chunk_by_kernel
 from logitstore.loss.job import work_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from logitstore.loss.job import Job
+    from logitstore.loss.by_kernel import chunk_by_kernel
+from logitstore.loss.job import Job
 
 __all__ = ["fused_loss"]
 
@@ -96,7 +98,8 @@ def _pass(
         head = weight.to(dtype)
         offset = None if bias is None else bias.to(dtype)
         all_logits = job.scratch(hidden, len(head), dtype)
-        scratch = all_logits if dtype == work else job.scratch(hidden, len(head))
+        loss = job.kernel_loss(all_logits)
+        scratch = all_logits if dtype == work or loss is not None else job.scratch(hidden, len(head))
         for place, where, rows in job.chunks():
             inputs = hidden[where].to(dtype)
             logits = all_logits[: len(inputs)]
@@ -104,14 +107,18 @@ def _pass(
                 torch.mm(inputs, head.T, out=logits)
             else:
                 torch.addmm(offset, inputs, head.T, out=logits)
-            memory = logits if dtype == work else scratch[: len(inputs)]
-            value, gradient = job.evaluate(logits, rows, None if scale is None else scale[place], memory)
+            own_scale = None if scale is None else scale[place]
+            if loss is not None:
+                value, gradient = chunk_by_kernel(loss, job, logits, rows, own_scale)
+            else:
+                memory = logits if dtype == work else scratch[: len(inputs)]
+                value, gradient = job.evaluate(logits, rows, own_scale, memory)
             values.append(value)
             if gradient is None:
                 continue
             if of_bias is not None:
-                of_bias += gradient.sum(0)
-            gradient = gradient if dtype == work else logits.copy_(gradient)
+                of_bias += gradient.sum(0, dtype=work)
+            gradient = gradient if gradient.dtype == dtype else logits.copy_(gradient)
             if of_hidden is not None:
                 of_hidden[where] = (gradient @ head).to(of_hidden.dtype)
             if of_weight is not None and dtype == work:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
+
+from logitstore.kernels import use_kernels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from logitstore.loss.base import Loss
+    from logitstore.loss.kept import KeptSetLoss
     from logitstore.loss.rows import TeacherRows
 
 __all__ = ["Job"]
@@ -56,10 +59,19 @@ class Job:
         """Numbers of the rows that count; None if all do, so that chunks are views."""
         return None if self.count == self.total else self.counted.nonzero()[:, 0]
 
+    def kernel_loss(self, logits: Tensor) -> KeptSetLoss | None:
+        """Return the loss if kernels do all of it for such logits."""
+        (_, loss), several = self.members[0], len(self.members) > 1
+        return cast("KeptSetLoss", loss) if loss.sees_kept_alone and not several and use_kernels(logits) else None
+
     def chunks(self) -> Iterator[tuple[slice, slice | Tensor, TeacherRows]]:
         """Yield each chunk's place among the rows that count, its place among all rows, and the teacher's rows."""
-        for start in range(0, self.count, self.chunk_rows):
-            place = slice(start, min(start + self.chunk_rows, self.count))
+        return self.chunks_of(self.chunk_rows)
+
+    def chunks_of(self, size: int) -> Iterator[tuple[slice, slice | Tensor, TeacherRows]]:
+        """Do the same with chunks of another size."""
+        for start in range(0, self.count, size):
+            place = slice(start, min(start + size, self.count))
             where = place if self.index is None else self.index[place]
             yield place, where, self.rows.select(where)
 
@@ -99,14 +111,18 @@ class Job:
             own = own * T**2
             if len(self.members) > 1:
                 parts = parts | {loss.name: own}
-            if self.parts is not None:
-                for name, part in parts.items():
-                    self.parts.setdefault(name, []).append(part)
+            self.keep(parts)
             value = own * weight if value is None else value + own * weight
             if scale is not None:
                 gradient = buffer if gradient is None else buffer.add_(gradient)
         assert value is not None
         return value, gradient
+
+    def keep(self, parts: dict[str, Tensor]) -> None:
+        """Keep the numbers of a chunk that are worth logging, if any are to be kept."""
+        if self.parts is not None:
+            for name, part in parts.items():
+                self.parts.setdefault(name, []).append(part)
 
     def scratch(self, like: Tensor, width: int, dtype: torch.dtype | None = None) -> Tensor:
         """Return memory for a chunk of logits.

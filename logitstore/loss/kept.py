@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from logitstore.loss.rows import TeacherRows
 
-__all__ = ["KeptSetLoss", "StudentRows", "Terms"]
+__all__ = ["KeptGradient", "KeptSetLoss", "StudentRows", "Terms"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,8 @@ class Terms:
 class KeptSetLoss(Loss):
     """A loss that needs of the student what `StudentRows` holds."""
 
+    sees_kept_alone: ClassVar[bool] = True
+
     @abstractmethod
     def terms(self, student: StudentRows, rows: TeacherRows) -> Terms:
         """Return value and derivatives of ``n`` rows."""
@@ -101,22 +103,94 @@ class KeptSetLoss(Loss):
         # Nothing outside: any finite shift leaves zeros.
         shift = torch.where(shift == -torch.inf, top, shift)
         total = buffer.sub_(shift[:, None]).exp_().sum(1)
-
-        # Relative to the row's largest logit: a log-sum-exp near 1e4 has three decimals in float32.
-        log_rest = total.log() + (shift - top)
-        at_kept -= top[:, None]
-        log_all = torch.logaddexp(log_rest, at_kept.logsumexp(1)) if index.shape[1] else log_rest
-        student = StudentRows(
-            kept=at_kept.sub_(log_all[:, None]),
-            rest=log_rest - log_all,
-            label=at_label - top - log_all,
-            used=used,
-            vocab_size=V,
-        )
+        student = _student_rows(at_kept, used, shift, total, at_label, V)
         terms = self.terms(student, rows)
         if scale is not None:
-            _write_gradient(buffer, total, student, terms, index, labels, scale)
+            outside, by_kept = _row_gradient(total, student, terms)
+            buffer.mul_((outside * scale)[:, None])
+            buffer.scatter_add_(1, index, by_kept.mul_(scale[:, None]))
+            if labels is not None and terms.label is not None:
+                buffer.scatter_add_(1, labels, (terms.label * scale)[:, None])
         return terms.value, terms.parts
+
+    def read_logits(
+        self, logits: Tensor, numbers: Tensor | None, rows: TeacherRows
+    ) -> tuple[Tensor, dict[str, Tensor], KeptGradient]:
+        """Compute ``n`` rows with the kernels: what `step` does in two halves, the first of which writes nothing.
+
+        Parameters
+        ----------
+        logits
+            ``(R, V)`` the student's logits at temperature 1, the last axis contiguous.
+        numbers
+            ``(n,)`` int64, which rows; None for all.
+        rows
+            ``n`` rows, all of which count.
+
+        Returns
+        -------
+        tuple
+            What `step` returns, and what is left to do for the gradient by the logits.
+        """
+        from logitstore.kernels.learn import sum_outside_kept
+
+        T, V = self.temperature, logits.shape[1]
+        at_kept, shift, total = sum_outside_kept(logits, rows.ids, numbers=numbers, temperature=T)
+        at_label = torch.zeros_like(shift)
+        if rows.labels is not None:
+            labels = rows.labels.long().clamp(min=0)
+            own = torch.arange(len(labels), device=labels.device) if numbers is None else numbers
+            at_label = logits[own, labels].float() / T
+        used = torch.zeros_like(at_kept, dtype=torch.bool) if rows.ids is None else rows.ids >= 0
+        student = _student_rows(at_kept, used, shift, total, at_label, V)
+        terms = self.terms(student, rows)
+        outside, by_kept = _row_gradient(total, student, terms)
+        ids = torch.empty_like(by_kept, dtype=torch.int32) if rows.ids is None else rows.ids.int()
+        if rows.labels is not None and terms.label is not None:
+            # Written once, so that it is rounded once: with the kept id that it is, or beside them.
+            at = ids == rows.labels[:, None]
+            by_kept += at * terms.label[:, None]
+            beside = rows.labels.int().masked_fill(at.any(1), -1)
+            ids = torch.cat([ids, beside[:, None]], 1)
+            by_label = outside * (at_label - shift).exp() + terms.label
+            by_kept = torch.cat([by_kept, by_label[:, None]], 1)
+        return terms.value, terms.parts, KeptGradient(shift, outside, ids, by_kept)
+
+
+@dataclass(frozen=True)
+class KeptGradient:
+    """The gradient of ``n`` losses by ``logits / temperature``, as far as it is not ``(n, V)`` yet.
+
+    Attributes
+    ----------
+    shift, outside
+        ``(n,)``: outside the ids it is ``outside * exp(logit / temperature - shift)``.
+    ids, values
+        ``(n, m)`` int32, -1 for none, and float32: what it is there.
+    """
+
+    shift: Tensor
+    outside: Tensor
+    ids: Tensor
+    values: Tensor
+
+
+def _student_rows(
+    at_kept: Tensor, used: Tensor, shift: Tensor, total: Tensor, at_label: Tensor, vocab_size: int
+) -> StudentRows:
+    """Make log-probabilities of logits, given the sum of ``exp(logit - shift)`` over the other ids; takes at_kept."""
+    top = torch.maximum(shift, at_kept.amax(1)) if at_kept.shape[1] else shift
+    # Relative to the row's largest logit: a log-sum-exp near 1e4 has three decimals in float32.
+    log_rest = total.log() + (shift - top)
+    at_kept -= top[:, None]
+    log_all = torch.logaddexp(log_rest, at_kept.logsumexp(1)) if at_kept.shape[1] else log_rest
+    return StudentRows(
+        kept=at_kept.sub_(log_all[:, None]),
+        rest=log_rest - log_all,
+        label=at_label - top - log_all,
+        used=used,
+        vocab_size=vocab_size,
+    )
 
 
 def _slots(rows: TeacherRows, n: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -131,25 +205,18 @@ def _slots(rows: TeacherRows, n: int, device: torch.device) -> tuple[Tensor, Ten
     return torch.where(used, ids, spare), used
 
 
-def _write_gradient(
-    buffer: Tensor,
-    total: Tensor,
-    student: StudentRows,
-    terms: Terms,
-    index: Tensor,
-    labels: Tensor | None,
-    scale: Tensor,
-) -> None:
-    """Turn exp(z - shift) outside the kept ids into ``scale`` times the gradient, in place."""
+def _row_gradient(total: Tensor, student: StudentRows, terms: Terms) -> tuple[Tensor, Tensor]:
+    """Return ``(n,)`` what exp(logit - shift) outside the kept ids is multiplied by, and the gradient at those.
+
+    What comes on top at the label is not in it.
+    """
     zero = torch.zeros_like(total)
     rest = zero if terms.rest is None else terms.rest
     label = zero if terms.label is None else terms.label
     pull = rest + label if terms.kept is None else terms.kept.sum(1) + rest + label
-    outside = torch.where(total > 0, (rest - pull * student.rest.exp()) / total, zero)
-    buffer.mul_((outside * scale)[:, None])
-    at_kept = student.kept.exp().mul_(-pull[:, None])
+    # A total that is NaN stays so.
+    outside = torch.where(total == 0, zero, (rest - pull * student.rest.exp()) / total)
+    by_kept = student.kept.exp().mul_(-pull[:, None])
     if terms.kept is not None:
-        at_kept += terms.kept
-    buffer.scatter_add_(1, index, at_kept.mul_(scale[:, None]))
-    if labels is not None and terms.label is not None:
-        buffer.scatter_add_(1, labels, (label * scale)[:, None])
+        by_kept += terms.kept
+    return outside, by_kept

@@ -7,18 +7,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from logitstore.loss.by_kernel import loss_by_kernel
 from logitstore.loss.job import work_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from logitstore.loss.job import Job
+    from logitstore.loss.by_kernel import loss_by_kernel
+from logitstore.loss.job import Job
 
 __all__ = ["plain_loss"]
 
 
 def plain_loss(job: Job, logits: Tensor, inplace: bool) -> Tensor:
     """Return the reduced loss of ``(R, V)`` logits."""
+    loss = job.kernel_loss(logits)
+    if loss is not None:
+        return loss_by_kernel(loss, job, logits, inplace)
     wanted = torch.is_grad_enabled() and logits.requires_grad
     function = _InPlace if inplace and wanted else _FromLogits
     result: Tensor = function.apply(logits, job)  # type: ignore[no-untyped-call]
