@@ -1,4 +1,4 @@
-"""``logitstore bench``: how fast a store is here."""
+"""``logitstore bench``: how fast a store is here, and what the kernels reach on a GPU."""
 
 from __future__ import annotations
 
@@ -10,22 +10,37 @@ from .render import bytes_text, print_json, seconds_text, status_line, stdout
 
 if TYPE_CHECKING:
     from logitstore.audit.bench import BenchResult
+    from logitstore.audit.gpu_bench import DeviceBench
 
 __all__ = ["command"]
 
 
-@click.command("bench", short_help="Measure reading against plain Zarr and raw memory maps.")
-@click.argument("store", type=click.Path(exists=True, file_okay=False))
-@click.option("--rows", type=click.IntRange(1), help="Rows to use. Default: as many as decode to 64 MiB.")
+@click.command("bench", short_help="Measure reading against plain Zarr and raw memory maps; or a GPU.")
+@click.argument("store", type=click.Path(exists=True, file_okay=False), required=False)
+@click.option("--rows", type=click.IntRange(1), help="Rows to use. Default: as many as decode to 64 MiB; 4,096 on a GPU.")
+@click.option("--device", metavar="DEVICE", help="cuda, cuda:1, …: measure selection and losses there instead of a store.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(store: str, rows: int | None, as_json: bool) -> None:
+def command(store: str | None, rows: int | None, device: str | None, as_json: bool) -> None:
     """Measure how fast STORE is read here, beside memory copies, plain Zarr and a raw memory map, in one run.
+
+    With --device, and no STORE: selection and losses on random logits of that GPU, beside torch, and Liger if it is
+    installed. Every figure is a median, and stands beside its bound: what a copy, or the matrix products alone, take.
 
     \b
     Examples:
       logitstore bench teacher.zarr
       logitstore bench teacher.zarr --rows 10000 --json
+      logitstore bench --device cuda
     """  # noqa: D301
+    if (store is None) == (device is None):
+        raise click.UsageError("say what to measure: a STORE, or a GPU with --device cuda")
+    if store is not None:
+        _bench_store(store, rows, as_json)
+    elif device is not None:
+        _bench_device(device, rows, as_json)
+
+
+def _bench_store(store: str, rows: int | None, as_json: bool) -> None:
     from logitstore.audit.bench import bench
 
     with status_line("measuring") as say:
@@ -34,6 +49,43 @@ def command(store: str, rows: int | None, as_json: bool) -> None:
         print_json(result.to_json())
     else:
         _print(result)
+
+
+def _bench_device(device: str, rows: int | None, as_json: bool) -> None:
+    from logitstore.audit.gpu_bench import Sizes, device_bench, find_device
+
+    found = find_device(device)
+    with status_line("measuring") as say:
+        result = device_bench(found, Sizes() if rows is None else Sizes(rows=rows), progress=say)
+    if as_json:
+        print_json(result.to_json())
+    else:
+        _print_device(result)
+
+
+def _print_device(result: DeviceBench) -> None:
+    from rich.table import Table
+
+    console = stdout()
+    sizes = ", ".join(f"{name} {value}" for name, value in result.sizes.items())
+    console.print(f"{result.device}: a copy moves {result.copy_bytes_per_second / 1e9:,.0f} GB/s; {sizes}")
+    table = Table("", "", "takes", "memory", "bound", "which takes", "times that", box=None, header_style="bold")
+    for column in (2, 3, 5, 6):
+        table.columns[column].justify = "right"
+    shown: set[str] = set()
+    for figure in result.figures:
+        first = figure.case not in shown
+        shown.add(figure.case)
+        table.add_row(
+            figure.case if first else "",
+            figure.contender,
+            seconds_text(figure.seconds),
+            "" if figure.peak_bytes is None else bytes_text(figure.peak_bytes),
+            figure.bound if first else "",
+            seconds_text(figure.bound_seconds) if first else "",
+            f"{figure.times_bound:.3g}",
+        )
+    console.print(table)
 
 
 _MEASURED = {

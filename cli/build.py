@@ -244,6 +244,8 @@ def _as_json(summary: BuildSummary) -> dict[str, Any]:
         "perplexity": _finite(summary.perplexity),
         "seconds": summary.seconds,
         "stage_seconds": summary.stage_seconds,
+        "stage_shares": summary.stage_shares,
+        "teacher_waited_seconds": summary.teacher_waited,
         "empty_documents": summary.counters.empty_documents,
         "files_ignored": summary.counters.files_ignored,
     }
@@ -278,8 +280,12 @@ def _render(summary: BuildSummary, out: Path) -> None:
             ("kept mass", f"{summary.kept_mass:.4f}"),
             ("teacher perplexity", f"{summary.perplexity:.2f}"),
         ]
-    stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in summary.stage_seconds.items())
-    lines.append(("time", f"{summary.seconds:.1f} s ({stages})"))
+    shares = summary.stage_shares
+    stages = ", ".join(f"{name} {s:.1f} s ({shares[name]:.0%})" for name, s in summary.stage_seconds.items())
+    lines += [
+        ("time", f"{summary.seconds:.1f} s: {stages}"),
+        ("teacher waited", f"{summary.teacher_waited:.1f} s ({summary.teacher_waited / summary.seconds:.0%})"),
+    ]
     if skipped := summary.counters.empty_documents:
         lines.append(("skipped", f"{skipped:,} records without text"))
     if ignored := summary.counters.files_ignored:

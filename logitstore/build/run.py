@@ -76,8 +76,9 @@ class BuildSummary:
     seconds
         Wall-clock seconds of this run.
     stage_seconds
-        Seconds by stage: ``forward`` and ``selection`` on the device; ``encode`` and ``check`` summed over the pool's
-        threads; ``write``; and ``wait``, in which the teacher waited for the writer.
+        Seconds by stage: ``load`` of the teacher; ``forward`` and ``selection`` on the device; ``encode`` and
+        ``check`` summed over the pool's threads; ``write``; ``starve`` and ``wait``, in which the teacher waited for
+        text and for the writer.
     new_rows
         Rows computed by this run; fewer than all when it was resumed.
     kept_mass, perplexity
@@ -93,6 +94,16 @@ class BuildSummary:
     kept_mass: float
     perplexity: float
     counters: CorpusCounters
+
+    @property
+    def stage_shares(self) -> dict[str, float]:
+        """Seconds by stage over those of the run. Stages run side by side: together they may pass 1."""
+        return {name: seconds / self.seconds for name, seconds in self.stage_seconds.items()}
+
+    @property
+    def teacher_waited(self) -> float:
+        """Seconds in which the teacher had nothing to do: no text yet, or the writer behind."""
+        return self.stage_seconds.get("starve", 0.0) + self.stage_seconds.get("wait", 0.0)
 
 
 def build(
@@ -142,10 +153,11 @@ def build(
     going_on = resume and is_store(out)
     if not going_on:
         refuse_directory(out, overwrite=overwrite)
-    teacher = load_teacher(config.teacher)
+    watch = Stopwatch()
+    with watch.measure("load"):
+        teacher = load_teacher(config.teacher)
     config = config.with_seq_len_of(teacher.max_length)
     manifest = start_manifest(config, teacher)
-    watch = Stopwatch()
     extractor = (Extractor if config.generation is None else GeneratingExtractor)(teacher, config, watch)
     if going_on:
         found = Manifest.read(out)
@@ -228,7 +240,7 @@ def _run(
     sink = Worker(lambda: _write(rows, writer, committed, outcome), "logitstore-write")
     try:
         on_progress(_progress(extractor, writer, counters, committed))
-        for window in windows:
+        for window in _arriving(windows, watch):
             for item in extractor.run(window, committed):
                 if item is not None:
                     _send(rows, item, watch)
@@ -257,6 +269,16 @@ def _windows(
     if config.generation is not None:
         return iter_prompt_windows(config, extractor.tokenizer, start, counters)
     return iter_windows(config.corpus, extractor.tokenizer, config.window_tokens(slots), start, counters)
+
+
+def _arriving(windows: Relay[Window], watch: Stopwatch) -> Iterator[Window]:
+    arriving = iter(windows)
+    while True:
+        with watch.measure("starve"):
+            window = next(arriving, None)
+        if window is None:
+            return
+        yield window
 
 
 def _send(rows: Relay[Window | ExtractedBatch], item: Window | ExtractedBatch, watch: Stopwatch) -> None:

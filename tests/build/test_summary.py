@@ -55,9 +55,13 @@ def test_totals_are_those_of_the_store(configure: Any, write_corpus: Any, texts:
 
 def test_time_is_told_by_stage(configure: Any, write_corpus: Any, texts: Any, run: Any) -> None:
     summary = run(configure(write_corpus(texts(9, 3))))
-    assert set(summary.stage_seconds) == {"forward", "selection", "encode", "check", "write", "wait"}
+    assert set(summary.stage_seconds) == {
+        "load", "forward", "selection", "encode", "check", "write", "starve", "wait",
+    }  # fmt: skip
     assert all(seconds >= 0 for seconds in summary.stage_seconds.values())
     assert summary.seconds > 0
+    assert summary.teacher_waited == summary.stage_seconds["starve"] + summary.stage_seconds["wait"]
+    assert summary.stage_shares["load"] == summary.stage_seconds["load"] / summary.seconds
 
 
 def test_times_and_commands_stand_in_a_file_of_their_own(
