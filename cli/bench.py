@@ -17,8 +17,12 @@ __all__ = ["command"]
 
 @click.command("bench", short_help="Measure reading against plain Zarr and raw memory maps; or a GPU.")
 @click.argument("store", type=click.Path(exists=True, file_okay=False), required=False)
-@click.option("--rows", type=click.IntRange(1), help="Rows to use. Default: as many as decode to 64 MiB; 4,096 on a GPU.")
-@click.option("--device", metavar="DEVICE", help="cuda, cuda:1, …: measure selection and losses there instead of a store.")
+@click.option(
+    "--rows", type=click.IntRange(1), help="Rows to use. Default: as many as decode to 64 MiB; 4,096 on a GPU."
+)
+@click.option(
+    "--device", metavar="DEVICE", help="cuda, cuda:1, …: measure selection and losses there instead of a store."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(store: str | None, rows: int | None, device: str | None, as_json: bool) -> None:
     """Measure how fast STORE is read here, beside memory copies, plain Zarr and a raw memory map, in one run.

@@ -149,11 +149,7 @@ def device_bench(
     say = progress or (lambda _: None)
     clock = _Clock(device)
     say("copying")
-    source = torch.empty(sizes.rows * sizes.vocab_size, dtype=sizes.dtype, device=device).zero_()
-    target = torch.empty_like(source)
-    (copy,) = _medians([Contender("copy", lambda: target.copy_(source))], clock, rounds)
-    speed = 2 * source.nbytes / copy[0]
-    del source, target
+    speed = _copy_speed(sizes, device, clock, rounds)
     figures = []
     for make in CASES:
         case = make(sizes, device)
@@ -167,6 +163,13 @@ def device_bench(
         ]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return DeviceBench(name, speed, asdict(sizes) | {"dtype": str(sizes.dtype).removeprefix("torch.")}, figures)
+
+
+def _copy_speed(sizes: Sizes, device: torch.device, clock: _Clock, rounds: int) -> float:
+    source = torch.zeros(sizes.rows * sizes.vocab_size, dtype=sizes.dtype, device=device)
+    target = torch.empty_like(source)
+    ((seconds, _),) = _medians([Contender("copy", lambda: target.copy_(source))], clock, rounds)
+    return 2 * source.nbytes / seconds
 
 
 class _Clock:
@@ -187,12 +190,12 @@ class _Clock:
         torch.cuda.synchronize(self._device)
         torch.cuda.reset_peak_memory_stats(self._device)
         before = torch.cuda.memory_allocated(self._device)
-        begin.record()  # type: ignore[no-untyped-call]
+        begin.record()
         run()
-        end.record()  # type: ignore[no-untyped-call]
-        end.synchronize()  # type: ignore[no-untyped-call]
+        end.record()
+        end.synchronize()
         peak = torch.cuda.max_memory_allocated(self._device) - before
-        return float(begin.elapsed_time(end)) / 1000, peak  # type: ignore[no-untyped-call]
+        return float(begin.elapsed_time(end)) / 1000, peak
 
 
 def _medians(contenders: list[Contender], clock: _Clock, rounds: int) -> list[tuple[float, int | None]]:

@@ -115,4 +115,5 @@ def write_kept(gradient: Tensor, ids: Tensor, values: Tensor, *, numbers: Tensor
 
 
 def _tile(V: int) -> int:
-    return min(max(256, triton.next_power_of_2(V)), _TILE)
+    tile: int = min(max(256, triton.next_power_of_2(V)), _TILE)
+    return tile

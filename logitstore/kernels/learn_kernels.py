@@ -88,9 +88,7 @@ def write_outside(
 
 
 @triton.jit
-def overwrite_kept(
-    gradient, gradient_stride, numbers, ids, slots, values, TILE: tl.constexpr, NUMBERED: tl.constexpr
-):
+def overwrite_kept(gradient, gradient_stride, numbers, ids, slots, values, TILE: tl.constexpr, NUMBERED: tl.constexpr):
     """Put values where the ids say; -1 says nowhere."""
     row, start = _row_start(numbers, gradient_stride, NUMBERED)
     slot = tl.program_id(1) * TILE + tl.arange(0, TILE)

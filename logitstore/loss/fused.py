@@ -14,8 +14,7 @@ from logitstore.loss.job import work_dtype
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from logitstore.loss.by_kernel import chunk_by_kernel
-from logitstore.loss.job import Job
+    from logitstore.loss.job import Job
 
 __all__ = ["fused_loss"]
 

@@ -13,8 +13,7 @@ from logitstore.loss.job import work_dtype
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from logitstore.loss.by_kernel import loss_by_kernel
-from logitstore.loss.job import Job
+    from logitstore.loss.job import Job
 
 __all__ = ["plain_loss"]
 

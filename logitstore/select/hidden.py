@@ -81,9 +81,7 @@ def select_hidden(
             torch.addmm(bias, hidden[rows], weight.T, out=logits)
         keys = None if row_keys is None else row_keys[rows]
         try:
-            blocks.append(
-                select_rows(logits, selection, labels[rows], keys, values=values, temperatures=temperatures)
-            )
+            blocks.append(select_rows(logits, selection, labels[rows], keys, values=values, temperatures=temperatures))
         except CorruptDataError as error:
             raise CorruptDataError(error.message, row=start + (error.row or 0)) from None
     return join_rows(blocks)

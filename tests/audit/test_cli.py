@@ -93,6 +93,30 @@ def test_stats(run: Any, path: Path, tmp_path: Path) -> None:
     assert json.loads(run("stats", path, "--json")[1])["all_rows"]["rows"] == 73
 
 
+def test_bench_of_a_device_says_what_it_lacks(run: Any, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    code, out, err = run("bench", "--device", "cuda")
+    assert (code, out) == (2, "")
+    assert "needs a CUDA device" in err
+    for arguments in ([], [path, "--device", "cuda"]):
+        assert run("bench", *arguments)[0] == 2
+
+
+def test_bench_of_a_device_prints_figures_beside_their_bounds(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from logitstore.audit import gpu_bench
+
+    small = gpu_bench.Sizes(rows=2, vocab_size=80, hidden=4, top_k=3, dtype=torch.float32)
+    monkeypatch.setattr(gpu_bench, "find_device", torch.device)
+    monkeypatch.setattr(gpu_bench, "Sizes", lambda rows=2: small)
+    code, out, _ = run("bench", "--device", "cpu")
+    assert code == 0
+    assert all(word in out for word in ("select, k = 3", "one read of the logits", "torch topk + logsumexp"))
+    figures = json.loads(run("bench", "--device", "cpu", "--rows", 2, "--json")[1])["figures"]
+    assert {"case", "contender", "seconds", "bound_seconds", "times_bound", "peak_bytes"} == set(figures[0]) - {"bound"}
+
+
 def test_bench(run: Any, path: Path) -> None:
     code, out, _ = run("bench", path, "--rows", 50)
     assert code == 0

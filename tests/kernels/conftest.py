@@ -1,14 +1,17 @@
 """The kernels under Triton's interpreter, which runs them on CPU tensors.
 
-Triton reads the variable where it decorates a kernel, and keeps what it read; so it is set before any of these modules
-is imported, and nothing but this folder imports them: elsewhere tensors are on the CPU and LOGITSTORE_KERNELS is auto.
+Triton reads the variable where it decorates a kernel, its own ones as it is imported; so it is set before that, while
+tests are collected. Other tests do not notice: their tensors are on the CPU, and LOGITSTORE_KERNELS is auto.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING
 
+if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
+    raise RuntimeError("triton was imported before TRITON_INTERPRET=1 was set; set it when pytest is started")
 os.environ["TRITON_INTERPRET"] = "1"
 
 import pytest
@@ -18,6 +21,10 @@ from logitstore.kernels.choice import VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+if sys.platform != "linux":
+    collect_ignore_glob = ["test_*.py"]  # Triton exists for Linux alone
 
 
 @pytest.fixture(autouse=True)

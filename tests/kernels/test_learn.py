@@ -12,7 +12,7 @@ from logitstore.kernels.choice import VARIABLE
 from logitstore.loss import ForwardKL, Slim, TeacherRows, make_loss
 from logitstore.loss.reference import reference_loss
 
-from ..loss.conftest import make_teacher_rows  # noqa: TID252
+from ..loss.conftest import make_teacher_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
 
@@ -28,7 +28,7 @@ LOSSES = [
     ("slim", {"support": "zero_logit"}),
 ]
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
-named = pytest.mark.parametrize(("name", "options"), LOSSES, ids=lambda value: str(value))
+named = pytest.mark.parametrize(("name", "options"), LOSSES, ids=str)
 
 
 def both(loss, logits, rows, **settings):
@@ -123,7 +123,9 @@ def test_fused_with_the_head(name, options, reduction, dtype, monkeypatch):
     shapes = [(9, 6), (50, 6), (50,)]
 
     def run():
-        leaves = [torch.randn(*shape, generator=generator.manual_seed(7)).to(dtype).requires_grad_() for shape in shapes]
+        leaves = [
+            torch.randn(*shape, generator=generator.manual_seed(7)).to(dtype).requires_grad_() for shape in shapes
+        ]
         hidden, weight, bias = leaves
         parts = {}
         loss = make_loss(name, **options)
