@@ -25,6 +25,8 @@ Values = Literal["logprob", "logit"]
 # up to 16 bytes per logit.
 _BLOCK_LOGITS_CPU = 2**20
 _BLOCK_LOGITS_DEVICE = 2**26
+# The kernels have half a byte at 5 %; each block waits once for the device, to hear whether a row is to be refused.
+_BLOCK_LOGITS_KERNELS = 2**29
 
 _BELOW_FP16 = 65536.0
 """A log-probability of minus this is -inf as float16 (which ends at 65504 and rounds up from 65520)."""
@@ -104,9 +106,12 @@ def select_rows(
     """
     _check_arguments(logits, selection, labels, row_keys, values, temperatures)
     n, V = logits.shape
-    block = max(1, (_BLOCK_LOGITS_CPU if logits.device.type == "cpu" else _BLOCK_LOGITS_DEVICE) // V)
+    block_logits = _BLOCK_LOGITS_CPU if logits.device.type == "cpu" else _BLOCK_LOGITS_DEVICE
+    select = _select_block
+    if selection.samples is None and use_kernels(logits):
+        block_logits, select = _BLOCK_LOGITS_KERNELS, _select_block_kernels
+    block = max(1, block_logits // V)
     blocks = []
-    select = _select_block if selection.samples is not None or not use_kernels(logits) else _select_block_kernels
     for start in range(0, max(n, 1), block):
         rows = slice(start, start + block)
         keys = None if row_keys is None else row_keys[rows]
