@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 import triton
 
+from logitstore.kernels.launch import on_device_of_first
 from logitstore.kernels.learn_kernels import gather_kept, overwrite_kept, sum_outside, write_outside
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class OutsideKept(NamedTuple):
     total: Tensor
 
 
+@on_device_of_first
 def sum_outside_kept(
     logits: Tensor, ids: Tensor | None, *, numbers: Tensor | None = None, temperature: float = 1.0
 ) -> OutsideKept:
@@ -81,6 +83,7 @@ def sum_outside_kept(
     return OutsideKept(kept, shift, total)
 
 
+@on_device_of_first
 def write_outside_kept(
     gradient: Tensor, logits: Tensor, shift: Tensor, factor: Tensor, *, temperature: float = 1.0
 ) -> None:
@@ -104,6 +107,7 @@ def write_outside_kept(
         )  # fmt: skip
 
 
+@on_device_of_first
 def write_kept(gradient: Tensor, ids: Tensor, values: Tensor, *, numbers: Tensor | None = None) -> None:
     """Put ``(n, m)`` float32 values at ids of the gradient's rows, or of those that are numbered; -1 for none."""
     n, slots = ids.shape

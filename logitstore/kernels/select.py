@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 import triton
 
+from logitstore.kernels.launch import on_device_of_first
 from logitstore.kernels.select_kernels import cut_and_pack, scan_rows
 
 __all__ = ["TopRows", "row_log_sum_exp", "select_top"]
@@ -43,6 +44,7 @@ class _Guess(NamedTuple):
     room: int
 
 
+@on_device_of_first
 def select_top(logits: torch.Tensor, k: int, *, raw: bool = False, sample: int | None = None) -> TopRows:
     """Select the ``k`` largest logits of each row, smaller ids first where they are equal.
 
@@ -84,6 +86,7 @@ def select_top(logits: torch.Tensor, k: int, *, raw: bool = False, sample: int |
     return TopRows(lse, ids, values)
 
 
+@on_device_of_first
 def row_log_sum_exp(logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     """Return ``(n,)`` float32 ``log(sum(exp(logits / temperature)))`` of ``(n, V)`` logits."""
     logits = logits if logits.stride(1) == 1 else logits.contiguous()
