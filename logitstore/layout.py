@@ -40,6 +40,31 @@ FLAT_GROUP: Final = 256
 SHIFT_WIDTH_MAX: Final = 5
 GUARD_WORDS: Final = 2
 
+# --- compact codec: a chunk and a codebook --------------------------------------------------------------------------
+COMPACT_MAGIC: Final = b"LGC1"
+COMPACT_HEADER: Final = "<4sBBBxIII16sIIBBxxII"
+"""magic, kind, type, group_log2, rows, slots, bound, codebook digest, minima and widths of counts and lengths,
+16-bit words of the payload, entries."""
+COMPACT_HEADER_BYTES: Final = 56
+COMPACT_GUARD_BYTES: Final = 8
+GROUP_LOG2_MAX: Final = 10
+CODEBOOK_MAGIC: Final = b"LGCBOOK1"
+CODEBOOK_HEADER: Final = "<8sBBHIIIIdd"
+"""magic, kind, type, zero, bound, classes, contexts, sections, largest error, largest generalised KL."""
+CODEBOOK_HEADER_BYTES: Final = 44
+CODEBOOK_DIGEST_BYTES: Final = 16
+CODEBOOK_MAX_BYTES: Final = 1 << 28
+CODEBOOK_MAX_SECTIONS: Final = 64
+CODEBOOK_MAX_CLASSES: Final = 1 << 16
+CODEBOOK_MAX_LISTED: Final = 1 << 26
+SYMBOLS_MAX: Final = 256
+TABLES_MAX: Final = 256
+TABLE_LOG2: Final = 12
+RANS_LOW: Final = 1 << 16
+RAW_WIDTH_MAX: Final = 31
+ESCAPE: Final = 32
+NIBBLE: Final = 4
+
 # --- shard files ---------------------------------------------------------------------------------------------------
 SHARD_MAGIC: Final = b"LGSHARD1"
 SHARD_HEADER: Final = "<8s16s16sIIQI4x"

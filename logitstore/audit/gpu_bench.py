@@ -6,6 +6,7 @@ Every figure is a median of turns that the contenders of a case take one after t
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from dataclasses import asdict, dataclass, field
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from logitstore.errors import InvalidArgumentError
+from logitstore.kernels.choice import VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -143,7 +145,7 @@ def device_bench(
     progress
         Called with what is measured next.
     """
-    from logitstore.audit.gpu_cases import CASES
+    from logitstore.audit.gpu_cases import CASES, kernels_set_to
 
     sizes = sizes or Sizes()
     say = progress or (lambda _: None)
@@ -151,16 +153,17 @@ def device_bench(
     say("copying")
     speed = _copy_speed(sizes, device, clock, rounds)
     figures = []
-    for make in CASES:
-        case = make(sizes, device)
-        say(case.name)
-        taking_turns = [*case.contenders, *([] if case.least is None else [Contender("", case.least)])]
-        measured = _medians(taking_turns, clock, rounds)
-        bound = measured[-1][0] if case.bytes is None else case.bytes / speed
-        figures += [
-            Figure(case.name, contender.name, seconds, case.bound, bound, peak)
-            for contender, (seconds, peak) in zip(case.contenders, measured, strict=False)
-        ]
+    with kernels_set_to(os.environ.get(VARIABLE, "auto")):
+        for make in CASES:
+            case = make(sizes, device)
+            say(case.name)
+            taking_turns = [*case.contenders, *([] if case.least is None else [Contender("", case.least)])]
+            measured = _medians(taking_turns, clock, rounds)
+            bound = measured[-1][0] if case.bytes is None else case.bytes / speed
+            figures += [
+                Figure(case.name, contender.name, seconds, case.bound, bound, peak)
+                for contender, (seconds, peak) in zip(case.contenders, measured, strict=False)
+            ]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return DeviceBench(name, speed, asdict(sizes) | {"dtype": str(sizes.dtype).removeprefix("torch.")}, figures)
 

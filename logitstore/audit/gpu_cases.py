@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from logitstore.audit.gpu_bench import Sizes
     from logitstore.loss.base import Loss
 
-__all__ = ["CASES"]
+__all__ = ["CASES", "kernels_set_to"]
 
 
 def _select_top_k(sizes: Sizes, device: torch.device) -> Case:
@@ -138,16 +138,17 @@ def _with_gradient(leaves: list[torch.Tensor], value: Callable[[], torch.Tensor]
 
 def _without_kernels(run: Callable[[], object]) -> Callable[[], object]:
     def plain() -> object:
-        with _kernels_off():
+        with kernels_set_to("off"):
             return run()
 
     return plain
 
 
 @contextmanager
-def _kernels_off() -> Iterator[None]:
+def kernels_set_to(mode: str) -> Iterator[None]:
+    """Decide whether kernels are used, as the environment variable does."""
     before = os.environ.get(VARIABLE)
-    os.environ[VARIABLE] = "off"
+    os.environ[VARIABLE] = mode
     try:
         yield
     finally:

@@ -21,7 +21,7 @@ from logitstore.codec.transform import BITS_DTYPE, UNUSED
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["RowDecoder", "write_keys"]
+__all__ = ["RowDecoder", "read_column", "write_keys"]
 
 _MAGIC = int.from_bytes(layout.CHUNK_MAGIC, "little")
 _IDS, _FLAT = layout.KIND_IDS, layout.KIND_FLAT
@@ -34,7 +34,7 @@ def _u32(data: Any, offset: Any) -> Any:
 
 
 @kernel
-def _column(data: Any, position: Any, width: Any, minimum: Any, out: Any) -> Any:
+def read_column(data: Any, position: Any, width: Any, minimum: Any, out: Any) -> Any:
     """Fill ``out`` with a column of the row table that begins at a bit; return the bit behind it."""
     if width == 0:
         for row in range(len(out)):
@@ -88,10 +88,10 @@ def _read_table(
         or len(data) != layout.CHUNK_HEADER_BYTES + 4 * size + layout.CRC_BYTES
     ):
         return False
-    position = _column(data, np.int64(8 * layout.CHUNK_HEADER_BYTES), count_width, count_low, counts)
-    position = _column(data, position, length_width, _u32(data, 28), starts[1:])
-    position = _column(data, position, base_width, base_low, bases)
-    position = _column(data, position, shift_width, shift_low, shifts)
+    position = read_column(data, np.int64(8 * layout.CHUNK_HEADER_BYTES), count_width, count_low, counts)
+    position = read_column(data, position, length_width, _u32(data, 28), starts[1:])
+    position = read_column(data, position, base_width, base_low, bases)
+    position = read_column(data, position, shift_width, shift_low, shifts)
     if kind == _FLAT and rows:
         counts[-1] = entries - _GROUP * (rows - 1)
     starts[0] = position

@@ -11,7 +11,22 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-__all__ = ["count_bits", "highest_set_bit", "join_four", "load_u64", "spread_byte", "store_u64"]
+__all__ = [
+    "add_bytes",
+    "address_of",
+    "count_bits",
+    "highest_set_bit",
+    "join_four",
+    "load_byte_at",
+    "load_u16_at",
+    "load_u32_at",
+    "load_u64",
+    "load_u64_at",
+    "spread_byte",
+    "store_u32_at",
+    "store_u64",
+    "store_u64_at",
+]
 
 
 @intrinsic
@@ -45,6 +60,55 @@ def load_u64(_typing: Any, array: Any, offset: Any) -> Any:  # noqa: ARG001
         return builder.load(builder.bitcast(address, ir.IntType(64).as_pointer()), align=1)
 
     return types.uint64(array, types.int64), generate
+
+
+@intrinsic
+def address_of(_typing: Any, array: Any) -> Any:
+    """Address of the first byte of a contiguous array.
+
+    An array that is handed to an inlined function is counted as a reference and given back, atomically, which takes
+    longer than decoding a symbol; an address is not. Who takes it keeps the array alive.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.ptrtoint(data, ir.IntType(64))
+
+    return types.uint64(array), generate
+
+
+def _loader(bits: int) -> Any:
+    """Make an intrinsic that loads an unsigned number at ``address`` plus ``offset`` bytes. Nothing is checked."""
+
+    @intrinsic
+    def load(_typing: Any, address: Any, offset: Any) -> Any:  # noqa: ARG001
+        def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            pointer = builder.inttoptr(builder.add(args[0], args[1]), ir.IntType(bits).as_pointer())
+            number = builder.load(pointer, align=1)
+            return number if bits == 64 else builder.zext(number, ir.IntType(64))
+
+        return types.uint64(types.uint64, types.uint64), generate
+
+    return load
+
+
+def _storer(bits: int) -> Any:
+    """Make an intrinsic that stores the low bits of ``number`` at ``address`` plus ``offset`` bytes."""
+
+    @intrinsic
+    def store(_typing: Any, address: Any, offset: Any, number: Any) -> Any:  # noqa: ARG001
+        def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            pointer = builder.inttoptr(builder.add(args[0], args[1]), ir.IntType(bits).as_pointer())
+            builder.store(args[2] if bits == 64 else builder.trunc(args[2], ir.IntType(bits)), pointer, align=1)
+            return context.get_dummy_value()
+
+        return types.void(types.uint64, types.uint64, types.uint64), generate
+
+    return store
+
+
+load_byte_at, load_u16_at, load_u32_at, load_u64_at = _loader(8), _loader(16), _loader(32), _loader(64)
+store_u32_at, store_u64_at = _storer(32), _storer(64)
 
 
 @intrinsic
@@ -99,7 +163,21 @@ def join_four(_typing: Any, word: Any, width: Any, ones: Any, slot: Any, out: An
     return types.void(types.uint64, types.uint64, ones, types.int64, out), generate
 
 
-_I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+@intrinsic
+def add_bytes(_typing: Any, sums: Any, sums_offset: Any, numbers: Any, offset: Any) -> Any:  # noqa: ARG001
+    """Add 16 signed bytes at an address plus ``offset`` to 16 signed 16-bit numbers at another one."""
+
+    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        target = builder.inttoptr(builder.add(args[0], args[1]), ir.VectorType(_I16, 16).as_pointer())
+        source = builder.inttoptr(builder.add(args[2], args[3]), ir.VectorType(_I8, 16).as_pointer())
+        numbers = builder.sext(builder.load(source, align=1), ir.VectorType(_I16, 16))
+        builder.store(builder.add(builder.load(target, align=2), numbers), target, align=2)
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, types.uint64, types.uint64, types.uint64), generate
+
+
+_I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 
 
 def _pointer(

@@ -34,7 +34,7 @@ def use_kernels(logits: torch.Tensor) -> bool:
     >>> use_kernels(torch.zeros(2, 8))
     False
     """
-    mode = os.environ.get(VARIABLE, "auto")
+    mode = os.environ.get(VARIABLE, "off")
     if mode not in ("auto", "off", "on"):
         raise InvalidArgumentError(f"{VARIABLE} must be auto, on or off, not {mode!r}")
     if mode == "off" or logits.dtype not in _DTYPES or not 0 < logits.shape[-1] < _MAX_WIDTH:

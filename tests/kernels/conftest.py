@@ -1,7 +1,7 @@
 """The kernels under Triton's interpreter, which runs them on CPU tensors.
 
 Triton reads the variable where it decorates a kernel, its own ones as it is imported; so it is set before that, while
-tests are collected. Other tests do not notice: their tensors are on the CPU, and LOGITSTORE_KERNELS is auto.
+tests are collected. Other tests do not notice: LOGITSTORE_KERNELS is off.
 """
 
 from __future__ import annotations

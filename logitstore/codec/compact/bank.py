@@ -1,0 +1,116 @@
+"""The codes of a codebook side by side in a few arrays, as the Numba kernels want them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from logitstore import layout
+from logitstore.codec.intrinsics import load_byte_at, load_u32_at, load_u64_at
+from logitstore.codec.kernels import inlined
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from logitstore.codec.compact.symbols import SymbolCode
+
+__all__ = ["Bank", "gap_context_of", "take_number", "take_raw", "take_symbol"]
+
+_LOG2 = layout.TABLE_LOG2
+_MASK = np.uint64((1 << _LOG2) - 1)
+_LOW = np.uint64(layout.RANS_LOW)
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Tables of several codes.
+
+    Attributes
+    ----------
+    slots
+        ``(T · 4096,)`` uint8: symbol of every slot of every table.
+    packed
+        ``(T · 256,)`` uint32: frequency of every symbol in the low, start in the high 16 bits.
+    bins
+        ``(codes · 256,)`` uint64: a symbol's first number in the low, its raw bits in the high 32 bits.
+    contexts
+        Of each code, its contexts' tables, numbered across all codes.
+    """
+
+    slots: NDArray[np.uint8]
+    packed: NDArray[np.uint32]
+    bins: NDArray[np.uint64]
+    contexts: tuple[NDArray[np.uint32], ...]
+
+    @classmethod
+    def of(cls, codes: Sequence[SymbolCode]) -> Bank:
+        """Put codes side by side."""
+        first = np.cumsum([0] + [len(code.frequencies) for code in codes])
+        return cls(
+            np.concatenate([code.slot_symbols for code in codes]).reshape(-1),
+            np.concatenate([code.packed for code in codes]).reshape(-1),
+            np.concatenate([code.bins for code in codes]),
+            tuple(code.contexts + np.uint32(start) for code, start in zip(codes, first[:-1], strict=True)),
+        )
+
+
+@inlined
+def take_symbol(source: Any, state: Any, position: Any, slots: Any, packed: Any, table: Any) -> Any:
+    """Decode one symbol; return it, the new state and the new position.
+
+    ``source``, ``slots`` and ``packed`` are addresses; see `address_of`. The position moves by 0 or 2 bytes.
+    """
+    slot = state & _MASK
+    symbol = load_byte_at(slots, (np.uint64(table) << np.uint64(_LOG2)) | slot)
+    entry = load_u32_at(packed, (np.uint64(table) << np.uint64(10)) | symbol << np.uint64(2))
+    state = (entry & np.uint64(0xFFFF)) * (state >> np.uint64(_LOG2)) + slot - (entry >> np.uint64(16))
+    # Loaded in any case: whether it is needed cannot be predicted.
+    filled = (state << np.uint64(16)) | (load_u64_at(source, np.uint64(position)) & np.uint64(0xFFFF))
+    is_low = state < _LOW
+    state = filled if is_low else state
+    position = position + 2 if is_low else position
+    return symbol, state, position
+
+
+@inlined
+def take_raw(source: Any, end: Any, used: Any, width: Any) -> Any:
+    """Return the number of ``width`` bits that ends ``used`` bits before bit ``end``, and the new ``used``.
+
+    Whatever the bytes say, no load starts before ``source``.
+    """
+    used += np.int64(width)
+    at = max(end - used, np.int64(0))
+    mask = (np.uint64(1) << np.uint64(width)) - np.uint64(1)
+    return (load_u64_at(source, np.uint64(at >> 3)) >> np.uint64(at & 7)) & mask, used
+
+
+@inlined
+def take_number(
+    source: Any, state: Any, position: Any, end: Any, used: Any, slots: Any, packed: Any, bins: Any, table: Any
+) -> Any:
+    """Decode a symbol and its raw bits; return the number, the new state, position and ``used``.
+
+    ``bins`` is the address of the code's bins.
+    """
+    symbol, state, position = take_symbol(source, state, position, slots, packed, table)
+    entry = load_u64_at(bins, symbol << np.uint64(3))
+    number = entry & np.uint64(0xFFFFFFFF)
+    if entry >> np.uint64(32):
+        raw, used = take_raw(source, end, used, entry >> np.uint64(32))
+        number += raw
+    return number, state, position, used
+
+
+@inlined
+def gap_context_of(left: Any, previous: Any) -> Any:
+    """As `codebook.gap_context`."""
+    size_left, size_previous = np.int64(0), np.int64(0)
+    while left >> size_left and size_left < 8:
+        size_left += 1
+    while previous >> size_previous and size_previous < 15:
+        size_previous += 1
+    return (size_left - 1) * 6 + size_previous // 3

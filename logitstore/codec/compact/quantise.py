@@ -1,0 +1,141 @@
+"""Which values are kept: levels for a bound on the error, and the level that stands for each value.
+
+Two bounds. ``max_error`` holds for every value. ``max_kl`` holds for every row: the *generalised KL*, the sum over its
+entries of ``p·log(p/p̂) − p + p̂`` with ``p = exp(log-probability)``, which is about ``½·p·d²`` for an error of ``d``.
+Steps that are uniform in ``sqrt(p)`` spend the fewest bits on it. A row that breaks a bound is kept bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from logitstore import layout
+from logitstore.codec.kernels import kernel
+from logitstore.codec.transform import BITS_DTYPE, NATIVE_DTYPE, bits_from_keys, keys_from_bits
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from logitstore.codec.compact.codebook import ValueBook
+
+__all__ = ["Quantiser", "generalised_kl", "levels_for"]
+
+CAP = 1.0
+"""Largest error where only the generalised KL is bounded: improbable values would otherwise have no level near."""
+
+
+def generalised_kl(values: NDArray[Any], stored: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the generalised KL of each row, ``(R,)``, of log-probabilities ``(R, K)`` stored as others.
+
+    Unused slots hold -inf in both.
+
+    Examples
+    --------
+    >>> generalised_kl(np.array([[-1.0, -2.0]]), np.array([[-1.0, -2.0]])).tolist()
+    [0.0]
+    """
+    values, stored = np.asarray(values, np.float64), np.asarray(stored, np.float64)
+    used = values > -np.inf
+    difference = np.subtract(values, stored, out=np.zeros_like(values), where=used)
+    p = np.exp(values)
+    # p·d + p·(exp(-d) - 1), without the cancellation of small differences.
+    return np.asarray((p * (difference + np.expm1(-difference))).sum(axis=-1))
+
+
+def levels_for(low: float, high: float, half_step: float, max_error: float) -> NDArray[np.uint32]:
+    """Return keys of float16 levels, ascending, for values from ``high`` down to ``low``.
+
+    Parameters
+    ----------
+    half_step
+        Half the distance of levels in ``sqrt(exp(value))``; infinite for none.
+    max_error
+        Half the distance that they have at most, in nats.
+    """
+    levels: list[np.float16] = []
+    top = np.float16(high)
+    while float(top) >= low and len(levels) < 1 << 15:
+        half = min(max_error, _half_nats(float(top), half_step))
+        level = np.float16(float(top) - half)
+        if float(top) - float(level) > half:
+            level = np.nextafter(level, np.float16(np.inf))
+        levels.append(level)
+        below = float(level) - min(max_error, _half_nats(float(level), half_step))
+        top = np.float16(below)
+        if float(top) >= below:
+            top = np.nextafter(top, np.float16(-np.inf))
+        if top >= level:
+            top = np.nextafter(level, np.float16(-np.inf))
+    keys = keys_from_bits(np.array(levels, np.float16).view(np.uint16), layout.DTYPE_FLOAT16, 0)
+    return np.unique(keys)
+
+
+def _half_nats(value: float, half_step: float) -> float:
+    root = math.exp(min(value, 0.0) / 2)
+    return math.inf if half_step >= root else -2 * math.log1p(-half_step / root)
+
+
+@dataclass(frozen=True)
+class Quantiser:
+    """Finds levels of values, for an encoder."""
+
+    dtype: int
+    levels: NDArray[np.uint32]
+    max_error: float
+    max_kl: float
+
+    @classmethod
+    def of(cls, book: ValueBook) -> Quantiser:
+        """Return that of a codebook."""
+        return cls(book.dtype, book.levels, book.max_error, book.max_kl)
+
+    @cached_property
+    def _tables(self) -> tuple[NDArray[np.uint16], NDArray[np.float64]]:
+        """Level of every pattern of bits, and the cost of an entry that has it, infinite if no level will do."""
+        size = 1 << (16 if self.dtype == layout.DTYPE_FLOAT16 else 8)
+        bits = np.arange(size).astype(BITS_DTYPE[self.dtype])
+        keys = keys_from_bits(bits, self.dtype, 0)
+        upper = np.minimum(np.searchsorted(self.levels, keys), len(self.levels) - 1)
+        if self.max_error == 0 or self.dtype != layout.DTYPE_FLOAT16:
+            return upper.astype(np.uint16), np.where(self.levels[upper] == keys, 0, np.inf)
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = bits.view(NATIVE_DTYPE[self.dtype]).astype(np.float64)
+            found = bits_from_keys(self.levels, self.dtype, 0).view(NATIVE_DTYPE[self.dtype]).astype(np.float64)
+            best, least = np.zeros(size, np.uint16), np.full(size, np.inf)
+            for candidate in (upper, np.maximum(upper - 1, 0)):
+                error = values - found[candidate]
+                cost = np.abs(error)
+                if self.max_kl < math.inf:
+                    cost = np.exp(values) * (error + np.expm1(-error))
+                better = (np.abs(error) <= self.max_error) & (cost < least)
+                best, least = np.where(better, candidate, best), np.where(better, cost, least)
+        return best.astype(np.uint16), least
+
+    def __call__(self, bits: NDArray[Any], counts: NDArray[np.int64]) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
+        """Return the level of each entry ``(R, K)``, and whether each row has to be kept as it is ``(R,)``.
+
+        ``bits`` are those of the values, of which the first ``counts`` of each row are entries.
+        """
+        levels, costs = self._tables
+        found, kept = np.empty(bits.shape, np.uint16), np.empty(len(bits), np.bool_)
+        _quantise(bits, counts, levels, costs, self.max_kl if self.max_error > 0 else math.inf, found, kept)
+        return found, kept
+
+
+@kernel
+def _quantise(bits: Any, counts: Any, levels: Any, costs: Any, limit: Any, found: Any, kept: Any) -> None:
+    """Look levels up; keep rows that cost more than ``limit``, or infinitely much."""
+    for row in range(len(counts)):
+        total = 0.0
+        for column in range(counts[row]):
+            entry = bits[row, column]
+            found[row, column] = levels[entry]
+            total += costs[entry]
+        for column in range(counts[row], bits.shape[1]):
+            found[row, column] = 0
+        kept[row] = not (total <= limit and total < np.inf)
