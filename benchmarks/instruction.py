@@ -123,6 +123,14 @@ def main(
     torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
     settings = Settings(0, 0, seq_len, batch, lr)  # its sizes are those of the student that is given
+    runs = Runs(
+        out / "runs.json",
+        {
+            "teacher": teacher, "student": student, "train": str(conversations), "heldout": str(heldout),
+            "documents": documents, "instructions": instructions, "new_tokens": new_tokens, "epochs": epochs,
+            **dataclasses.asdict(settings),
+        },
+    )  # fmt: skip
     corpus = {"seq_len": seq_len, "limit": documents}
     text = str(conversations)
     tokens_only = make_store(out / "tokens.zarr", teacher, text, Selection(top_k=1), **corpus)
@@ -140,10 +148,6 @@ def main(
     questions = as_messages(heldout, out / "heldout.jsonl", instructions)
     measured_on = make_store(out / "heldout.zarr", teacher, str(questions), Selection(top_k=1), seq_len=seq_len)
     scored = Scored(questions, measured_on, tokenizer, settings, new_tokens)
-    runs = Runs(
-        out / "runs.json", {"teacher": teacher, "student": student, "train": text, "tokens": tokens,
-                            "instructions": instructions, "new_tokens": new_tokens, **dataclasses.asdict(settings)},
-    )  # fmt: skip
     live = load_teacher(str(tuned))
     untrained = {"teacher, as it came": teacher, "teacher, fine-tuned": str(tuned), "student, as it came": student}
     for name, folder in untrained.items():
@@ -182,6 +186,8 @@ def table_of(runs: Runs, untrained: list[str], seeds: int) -> list[dict[str, Any
             values = [run[key] for run in every if run]
             spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
             row[column] = f"{statistics.mean(values):.2f}{spread}"
+        seconds = [1000 * run["seconds"] / run["tokens"] for run in every if run and "seconds" in run]
+        row["s per 1,000 tokens"] = f"{statistics.median(seconds):.2f}" if seconds else ""
         table.append(row)
     return table
 

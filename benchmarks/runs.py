@@ -40,6 +40,7 @@ class Runs:
         self._found = json.loads(path.read_text()) if path.exists() else {"settings": settings, "runs": {}}
         if self._found["settings"] != settings:
             raise click.ClickException(f"{path} is of other settings: {self._found['settings']}")
+        self._write()  # before anything is made for these settings
 
     def get(self, *key: object) -> dict[str, float] | None:
         """Return what a run found, or None if it is not finished."""
@@ -48,6 +49,9 @@ class Runs:
     def add(self, *key: object, found: dict[str, float]) -> None:
         """Keep what a run found."""
         self._found["runs"][" | ".join(map(str, key))] = found
+        self._write()
+
+    def _write(self) -> None:
         partial = self._path.with_suffix(".partial")
         partial.write_text(json.dumps(self._found, indent=1))
         partial.replace(self._path)

@@ -75,9 +75,9 @@ def bytes_per_token(path: Path, rows: int, *, tokens_only: bool) -> float:
 
 
 def table_of(runs: Runs, tokens: list[int], seeds: int, costs: dict[str, float]) -> list[dict[str, Any]]:
-    """Mean and standard deviation of perplexity over seeds, a row per method, for what is finished."""
+    """Mean and standard deviation of perplexity over seeds, a row per method with a cost, for what is finished."""
     table = []
-    for method in METHODS:
+    for method, cost in costs.items():
         every = {size: [runs.get(method, size, seed) for seed in range(seeds)] for size in tokens}
         if any(run is None for found in every.values() for run in found):
             continue
@@ -89,7 +89,7 @@ def table_of(runs: Runs, tokens: list[int], seeds: int, costs: dict[str, float])
         last = [run for run in every[tokens[-1]] if run]
         row["KL to teacher"] = statistics.mean(run["kl"] for run in last)
         row["s per 1,000 tokens"] = statistics.median(1000 * run["seconds"] / run["tokens"] for run in last)
-        row["bytes a token"] = costs[method]
+        row["bytes a token"] = cost
         table.append(row)
     return table
 
@@ -101,7 +101,8 @@ def draw(runs: Runs, tokens: list[int], seeds: int, costs: dict[str, float], pat
     from matplotlib import pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), width_ratios=[3, 2])
-    for method, color in COLORS.items():
+    for method, cost in costs.items():
+        color = COLORS[method]
         every = [[runs.get(method, size, seed) for seed in range(seeds)] for size in tokens]
         if any(run is None for found in every for run in found):
             continue
@@ -111,7 +112,7 @@ def draw(runs: Runs, tokens: list[int], seeds: int, costs: dict[str, float], pat
                   [max(f) - mean for mean, f in zip(means, values, strict=True)]]  # fmt: skip
         live = METHODS[method][3]
         left.errorbar(tokens, means, spread, color=color, ls="--" if live else "-", marker="o", ms=3, label=method)
-        right.plot(max(costs[method], 0.1), means[-1], color=color, marker="s" if live else "o")
+        right.plot(max(cost, 0.1), means[-1], color=color, marker="s" if live else "o")
     left.set(xscale="log", yscale="log", xlabel="tokens seen", ylabel="held-out perplexity (range over seeds)")
     right.set(xscale="log", xlabel="stored bytes a token", title=f"{tokens[-1]:,} tokens", ylabel="held-out perplexity")
     left.legend(fontsize=7)
@@ -127,7 +128,9 @@ def draw(runs: Runs, tokens: list[int], seeds: int, costs: dict[str, float], pat
 @click.option("--heldout-documents", default=120, show_default=True)
 @click.option("--tokens", default="150000,450000,1350000", show_default=True, help="Sizes of the subsets.")
 @click.option("--seeds", default=3, show_default=True)
-@click.option("--methods", default=",".join(str(number) for number in range(len(METHODS))), help="Numbers of methods.")
+@click.option(
+    "--methods", default=",".join(str(number) for number in range(len(METHODS))), help="Numbers of methods; 0 is SFT."
+)
 @click.option("--layers", default=3, show_default=True)
 @click.option("--hidden", default=48, show_default=True)
 @click.option("--seq-len", default=256, show_default=True)
@@ -142,6 +145,13 @@ def main(
     torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
     settings = Settings(layers, hidden, seq_len, batch, lr)
+    runs = Runs(
+        out / "runs.json",
+        {
+            "teacher": teacher, "text": text, "documents": documents, "heldout": heldout,
+            "heldout_documents": heldout_documents, **dataclasses.asdict(settings),
+        },
+    )  # fmt: skip
     sizes = sorted(int(size) for size in tokens.split(","))
     chosen = [list(METHODS)[int(number)] for number in methods.split(",")]
     paths = {
@@ -151,9 +161,6 @@ def main(
     measured_on = out / "heldout.zarr"
     make_store(measured_on, teacher, heldout, STORES["tokens"], seq_len=seq_len, limit=heldout_documents)
     live = load_teacher(teacher)
-    runs = Runs(
-        out / "runs.json", {"teacher": teacher, "text": text, "documents": documents, **dataclasses.asdict(settings)}
-    )
     costs = {}
     for method in chosen:
         kept, loss, options, runs_along = METHODS[method]

@@ -95,6 +95,8 @@ def train(
     """Take steps over the first so many tokens of a shuffled store, epoch after epoch; return seconds and tokens."""
     collate = Collate(settings.seq_len, pack=True, values="logprob", fields=fields)
     stream = BatchStream(store, settings.batch_size, collate=collate, seed=seed, prefetch=0)
+    if not len(stream):
+        raise ValueError(f"{store} has no documents to learn from")
     steps = max(1, round(tokens / (settings.batch_size * settings.seq_len)))
     optimizer = torch.optim.AdamW(student.parameters(), lr=settings.lr, betas=(0.9, 0.95), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share(step, steps, settings.warmup))
