@@ -99,6 +99,7 @@ def draw(runs: Runs, tokens: list[int], seeds: int, costs: dict[str, float], pat
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), width_ratios=[3, 2])
     for method, cost in costs.items():
@@ -114,7 +115,12 @@ def draw(runs: Runs, tokens: list[int], seeds: int, costs: dict[str, float], pat
         left.errorbar(tokens, means, spread, color=color, ls="--" if live else "-", marker="o", ms=3, label=method)
         right.plot(max(cost, 0.1), means[-1], color=color, marker="s" if live else "o")
     left.set(xscale="log", yscale="log", xlabel="tokens seen", ylabel="held-out perplexity (range over seeds)")
-    right.set(xscale="log", xlabel="stored bytes a token", title=f"{tokens[-1]:,} tokens", ylabel="held-out perplexity")
+    right.set(xscale="log", yscale="log", xlabel="stored bytes a token", title=f"{tokens[-1]:,} tokens")
+    for axis in (left.xaxis, left.yaxis, right.xaxis, right.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(ScalarFormatter())
+        axis.set_minor_formatter(NullFormatter())
+    left.ticklabel_format(axis="x", style="plain")
     left.legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
