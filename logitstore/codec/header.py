@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-__all__ = ["DTYPE_BITS", "ChunkHeader", "Column", "finish_chunk", "read_header"]
+__all__ = ["DTYPE_BITS", "ChunkHeader", "Column", "check_bytes", "finish_chunk", "read_header"]
 
 _DTYPES_OF_KIND = {
     layout.KIND_IDS: (layout.DTYPE_UINT32,),
@@ -154,15 +154,20 @@ def read_header(data: Buffer, *, verify: bool = True) -> ChunkHeader:
         payload_words, entries, shift_width,
     )  # fmt: skip
     _check_fields(header)
-    if len(view) != header.chunk_bytes:
-        kind_of_error = TruncatedDataError if len(view) < header.chunk_bytes else CorruptDataError
-        raise kind_of_error(f"the chunk's header says {header.chunk_bytes} bytes, found {len(view)}")
+    check_bytes(view, header.chunk_bytes, verify=verify)
+    return header
+
+
+def check_bytes(view: memoryview, chunk_bytes: int, *, verify: bool) -> None:
+    """Raise unless a chunk has as many bytes as its header says, and, with ``verify``, the checksum at its end."""
+    if len(view) != chunk_bytes:
+        kind_of_error = TruncatedDataError if len(view) < chunk_bytes else CorruptDataError
+        raise kind_of_error(f"the chunk's header says {chunk_bytes} bytes, found {len(view)}")
     if verify:
         stored = struct.unpack_from("<I", view, len(view) - layout.CRC_BYTES)[0]
         computed = google_crc32c.value(np.frombuffer(view[: -layout.CRC_BYTES], np.uint8))
         if stored != computed:
             raise CorruptDataError(f"chunk checksum is {stored:#010x}, its bytes give {computed:#010x}")
-    return header
 
 
 def _check_fields(header: ChunkHeader) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import operator
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import numpy as np
@@ -18,6 +17,7 @@ from logitstore.container.progress import Progress
 from logitstore.container.writer import DOCUMENTS_FILE
 from logitstore.errors import CorruptDataError, InvalidArgumentError, TruncatedDataError
 from logitstore.reader.row_files import TableFiles
+from logitstore.reader.row_reader import RowReader, position_of
 from logitstore.reader.rows import Document, Rows
 from logitstore.reader.tar_rows import TarRows
 from logitstore.reader.zarr_rows import ZarrRows
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from logitstore.container.files import StoreFiles
     from logitstore.reader.row_files import RowFiles
 
-__all__ = ["RowReader", "Store", "open_store"]
+__all__ = ["Store", "open_store"]
 
 Verify = Literal["none", "lazy", "full"]
 Order = Literal["logit", "stored"]
@@ -174,7 +174,7 @@ class Store:
     def __getitem__(self, index: int | np.integer[Any] | slice) -> Document | list[Document]:
         if isinstance(index, slice):
             return [self.document(number) for number in range(*index.indices(len(self)))]
-        return self.document(_position(index, len(self), "document"))
+        return self.document(position_of(index, len(self), "document"))
 
     def __getitems__(self, indices: Sequence[int]) -> list[Document]:
         """Return several documents, in the order asked for."""
@@ -340,43 +340,6 @@ class Store:
         self.close()
 
 
-class RowReader:
-    """Rows of a store, whatever document they belong to.
-
-    ``rows[i]`` is one row (arrays without the first axis), ``rows[a:b]`` and ``rows[[5, 2, 9]]`` are several, in the
-    order asked for.
-    """
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    def __len__(self) -> int:
-        return self._store.manifest.rows
-
-    def __getitem__(self, index: int | slice | Sequence[int] | NDArray[np.integer[Any]]) -> Rows:
-        if isinstance(index, slice):
-            start, stop, step = index.indices(len(self))
-            if step == 1:
-                return self._store.read(start, max(start, stop))
-            return self[np.arange(start, stop, step)]
-        if isinstance(index, (list, tuple, np.ndarray)):
-            return self._gather(np.asarray(index))
-        position = _position(index, len(self), "row")
-        return self._store.read(position, position + 1).select(0)
-
-    def _gather(self, index: NDArray[Any]) -> Rows:
-        if index.ndim != 1 or not (np.issubdtype(index.dtype, np.integer) or not index.size):
-            raise InvalidArgumentError(f"row numbers are a one-dimensional array of integers, found {index!r}")
-        if not index.size:
-            return self._store.read(0, 0)
-        positions = np.array([_position(number, len(self), "row") for number in index])
-        # One read per run of consecutive rows, each row once.
-        unique, inverse = np.unique(positions, return_inverse=True)
-        breaks = np.flatnonzero(np.diff(unique) != 1) + 1
-        runs = [self._store.read(int(run[0]), int(run[-1]) + 1) for run in np.split(unique, breaks)]
-        return _concatenate(runs).select(inverse)
-
-
 def _how_far(files: StoreFiles) -> str:
     """Say how far an unfinished build has come, where that can be known."""
     if not isinstance(files, LocalFiles):
@@ -386,21 +349,3 @@ def _how_far(files: StoreFiles) -> str:
         f": {done.rows} rows of {done.documents} documents are committed in {done.shards} shards; go on with "
         "`logitstore build --resume`"
     )
-
-
-def _concatenate(runs: list[Rows]) -> Rows:
-    if len(runs) == 1:
-        return runs[0]
-    names = [name for name, value in runs[0].__dict__.items() if isinstance(value, np.ndarray)]
-    arrays = {name: np.concatenate([getattr(run, name) for run in runs]) for name in names}
-    return Rows(**{**runs[0].__dict__, **arrays})
-
-
-def _position(index: Any, length: int, what: str) -> int:
-    try:
-        position = operator.index(index)
-    except TypeError:
-        raise InvalidArgumentError(f"a {what} is named by an integer or a slice, found {index!r}") from None
-    if not -length <= position < length:
-        raise IndexError(f"{what} {position} of {length}")
-    return position % length

@@ -6,14 +6,12 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import google_crc32c
-import numpy as np
-
 from logitstore import layout
-from logitstore.codec.header import Column, finish_chunk
+from logitstore.codec.header import Column, check_bytes, finish_chunk
 from logitstore.errors import CorruptDataError, InvalidArgumentError, TruncatedDataError, UnsupportedVersionError
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from logitstore.codec.compact.codebook import Codebook
@@ -117,14 +115,7 @@ def read_header(view: memoryview, *, verify: bool = True) -> CompactHeader:
         Column(length_min, length_width), words, entries,
     )  # fmt: skip
     _check_fields(header)
-    if len(view) != header.chunk_bytes:
-        kind_of_error = TruncatedDataError if len(view) < header.chunk_bytes else CorruptDataError
-        raise kind_of_error(f"the chunk's header says {header.chunk_bytes} bytes, found {len(view)}")
-    if verify:
-        stored = struct.unpack_from("<I", view, len(view) - layout.CRC_BYTES)[0]
-        computed = google_crc32c.value(np.frombuffer(view[: -layout.CRC_BYTES], np.uint8))
-        if stored != computed:
-            raise CorruptDataError(f"chunk checksum is {stored:#010x}, its bytes give {computed:#010x}")
+    check_bytes(view, header.chunk_bytes, verify=verify)
     return header
 
 
