@@ -41,10 +41,12 @@ assert {name for name, _ in CONFIGURATIONS} == set(LOSSES)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that takes ``name`` and ``options`` runs for every loss."""
+    """A test that takes ``name`` and ``options`` runs for every loss, but those it is marked to be ``without``."""
     if {"name", "options"} <= set(metafunc.fixturenames):
-        ids = ["-".join([name, *(str(value) for value in options.values())]) for name, options in CONFIGURATIONS]
-        metafunc.parametrize(("name", "options"), CONFIGURATIONS, ids=ids)
+        left_out = {name for mark in metafunc.definition.iter_markers("without") for name in mark.args}
+        taken = [(name, options) for name, options in CONFIGURATIONS if name not in left_out]
+        ids = ["-".join([name, *(str(value) for value in options.values())]) for name, options in taken]
+        metafunc.parametrize(("name", "options"), taken, ids=ids)
 
 
 @pytest.fixture(autouse=True)
