@@ -13,8 +13,10 @@ import click
 
 __all__ = ["command"]
 
+_STUDENT_STEPS = 90
 
-@click.command(short_help="Train a small teacher, store its logits, check and read them.")
+
+@click.command(short_help="Train a small teacher, store its logits, check them, and train a student from them.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -22,10 +24,11 @@ __all__ = ["command"]
 )
 @click.option("--seconds", type=click.FloatRange(1), default=60.0, show_default=True, help="Time to train the teacher.")
 def command(out: Path | None, seconds: float) -> None:
-    """Show what logitstore does, in under three minutes: no network, no GPU.
+    """Show what logitstore does, in about three minutes: no network, no GPU.
 
-    Trains a small Llama on the documentation inside Python's own help system, stores its logits over the same text, and
-    inspects, verifies, pictures and reads them. Everything is done with the commands you would use yourself.
+    Trains a small Llama on the documentation inside Python's own help system, stores its logits over the same text,
+    inspects, verifies, pictures and reads them, and trains a smaller student from them. Everything is done with the
+    commands you would use yourself.
     """
     from logitstore.errors import InvalidArgumentError
 
@@ -34,8 +37,10 @@ def command(out: Path | None, seconds: float) -> None:
         raise InvalidArgumentError("the folder is not empty", path=folder)
     folder.mkdir(parents=True, exist_ok=True)
     texts = _python_help()
-    corpus = folder / "corpus.jsonl"
-    corpus.write_text("".join(json.dumps({"topic": topic, "text": text}) + "\n" for topic, text in texts.items()))
+    held_out_topics = list(texts)[::10]
+    corpus, held_out = folder / "corpus.jsonl", folder / "held_out.jsonl"
+    _write(corpus, {topic: text for topic, text in texts.items() if topic not in held_out_topics})
+    _write(held_out, {topic: texts[topic] for topic in held_out_topics})
     click.secho(f"\n1. A teacher, trained for {seconds:.0f} s on {len(texts)} topics of Python's help", bold=True)
     _train(list(texts.values()), folder / "teacher", seconds)
 
@@ -63,15 +68,34 @@ def command(out: Path | None, seconds: float) -> None:
     _run("stats", store, "--plot", folder / "stats.png")
     click.secho("\n6. Reading it", bold=True)
     _read(store)
+    click.secho("\n7. Learning from it: a student of half the width, from random weights", bold=True)
+    _configure_student(folder / "teacher", folder / "student.json")
+    _run(
+        "train", "--student-config", folder / "student.json", "--store", store, "--steps", _STUDENT_STEPS,
+        "--seq-len", 128, "--lr", 3e-3, "--eval-every", _STUDENT_STEPS // 3, "--eval-text", held_out,
+        "--out", folder / "student",
+    )  # fmt: skip
     click.secho("\nGo on with", bold=True)
     for line in (
         f"logitstore bench {store}",
         f"logitstore stats {store} --json",
         "logitstore build --teacher DIR_OR_HF_ID --data corpus.jsonl --top-k 64 --out teacher.zarr",
+        "logitstore train --student DIR_OR_HF_ID --store teacher.zarr --epochs 1 --out student",
         "logitstore --help",
     ):
         click.echo(f"  {line}")
     click.echo(f"\nEverything is in {folder}; the figure is {folder / 'stats.png'}.")
+
+
+def _write(path: Path, texts: dict[str, str]) -> None:
+    path.write_text("".join(json.dumps({"topic": topic, "text": text}) + "\n" for topic, text in texts.items()))
+
+
+def _configure_student(teacher: Path, path: Path) -> None:
+    config = json.loads((teacher / "config.json").read_text())
+    for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"):
+        config[name] //= 2
+    path.write_text(json.dumps(config, indent=1) + "\n")
 
 
 def _python_help() -> dict[str, str]:

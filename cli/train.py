@@ -83,7 +83,6 @@ def command(resume: bool, as_json: bool, **options: Any) -> None:
       logitstore train --student-config config.json --store teacher.zarr --loss forward_kl --epochs 2 --out student
       logitstore train --student DIR --store teacher.zarr --epochs 1 --save-every 500 --eval-text held_out.jsonl --out s
     """  # noqa: D301
-    from logitstore.errors import InvalidArgumentError
     from logitstore.train import TrainConfig, train
 
     shortcuts = {name: options.pop(name) for name in ("temperature", "ce_weight")}
@@ -97,10 +96,6 @@ def command(resume: bool, as_json: bool, **options: Any) -> None:
     except KeyboardInterrupt:
         click.echo("\nInterrupted. Go on from the last checkpoint with the same command and --resume.", err=True)
         raise
-    except ImportError as error:
-        if error.name != "accelerate" and "accelerate" not in str(error):
-            raise
-        raise InvalidArgumentError("training needs accelerate: pip install 'logitstore[train]'") from error
     if not summary.trainer.is_world_process_zero():
         return
     lines = [line for line in summary.log if "loss" in line]

@@ -22,7 +22,7 @@ __all__ = ["DistillationTrainer", "Evaluation", "LossStep", "TrainConfig", "Trai
 
 
 def __getattr__(name: str) -> Any:
-    # transformers' Trainer takes seconds to import, and needs accelerate.
+    # transformers' Trainer takes seconds to import.
     if name == "DistillationTrainer":
         from logitstore.train.trainer import DistillationTrainer
 
