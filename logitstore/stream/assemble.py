@@ -96,11 +96,9 @@ class Assembler:
         pieces = PieceReader(layout, shape[1], self._empty_arrays(shape, teacher, memory), cut)
         pieces.read(self._store, skip_corrupt=self._skip_corrupt)
         batch = {name: tensor_of(array.reshape(shape), memory) for name, array in _student(pieces).items()} | teacher
-        arrays: Arrays = _coded_arrays(cut)
+        # Fields stay coded all together or not at all, so that none is staged beside them.
+        arrays = self._entries(pieces.arrays, shape) if self._staged else _coded_arrays(cut)
         if arrays:
-            memory.reserve(sum(array.nbytes for array in arrays.values()), tensors=len(arrays))
-        if self._staged:
-            arrays = self._entries(pieces.arrays, shape)
             memory.reserve(sum(array.nbytes for array in arrays.values()), tensors=len(arrays))
         if self._collate.pack:
             arrays |= _segments(pieces, shape)
