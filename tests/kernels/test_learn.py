@@ -12,7 +12,7 @@ from logitstore.kernels.choice import VARIABLE
 from logitstore.loss import ForwardKL, Slim, TeacherRows, make_loss
 from logitstore.loss.reference import reference_loss
 
-from ..loss.conftest import make_teacher_rows
+from ..loss.conftest import both, make_teacher_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
 
@@ -29,14 +29,6 @@ LOSSES = [
 ]
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 named = pytest.mark.parametrize(("name", "options"), LOSSES, ids=str)
-
-
-def both(loss, logits, rows, **settings):
-    leaf = logits.clone().requires_grad_()
-    # In place, a leaf would be refused.
-    values = loss(leaf * 1, rows, reduction="none", **settings)
-    values.sum().backward()
-    return values.detach(), leaf.grad
 
 
 @named

@@ -10,17 +10,10 @@ from hypothesis import strategies as st
 
 from logitstore.loss import ForwardKL, TeacherRows, TotalVariation, make_loss
 from logitstore.loss.reference import reference_loss
+from tests.loss.conftest import both
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 """Of the gradient, which is rounded to the type of the logits; inside, all but float64 is computed in float32."""
-
-
-def both(loss, logits, rows, **settings):
-    """Value per row, and gradient of their sum."""
-    leaf = logits.clone().requires_grad_()
-    values = loss(leaf, rows, reduction="none", **settings)
-    values.sum().backward()
-    return values.detach(), leaf.grad
 
 
 @given(
