@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .codec_options import codec_options, codec_record, loss_text
 from .generation import generation_config, generation_options
 from .sizes import SIZE
 
@@ -150,6 +151,7 @@ __all__ = ["command"]
     type=click.IntRange(1),
     help="With zarr: rows of a shard, a power of two. Default: shards of about 64 MiB.",
 )
+@codec_options(default="exact")
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Threads that encode.")
 @click.option("--resume", is_flag=True, help="Go on with an unfinished store.")
 @click.option("--overwrite", is_flag=True, help="Replace a store at --out.")
@@ -161,6 +163,7 @@ def command(out: Path, *, workers: int, resume: bool, overwrite: bool, as_json: 
     logitstore build --teacher DIR --data corpus.jsonl --top-k 64 --out teacher.zarr
     logitstore build --teacher ID --data 'chats/*.jsonl' --top-fraction 0.05 --rows masked --out teacher.zarr
     logitstore build --teacher DIR --data corpus.jsonl --top-k 64 --container webdataset --out teacher.wds
+    logitstore build --teacher DIR --data corpus.jsonl --top-k 128 --codec compact --max-kl 3e-4 --out small.zarr
     logitstore build --teacher DIR --generate --prompts prompts.jsonl --top-k 64 --out written.zarr
 
     Ctrl-C, or a crash, loses at most the shard in flight: run the same command with --resume.
@@ -221,6 +224,7 @@ def _config(options: dict[str, Any]) -> BuildConfig:
         corpus,
         Selection(**kept, samples=options["sample"], seed=options["seed"]),
         temperatures=options["temperature"],
+        codec=codec_record(options),
         generation=generation,
         **{name: options[name] for name in build_names},
     )
@@ -228,7 +232,13 @@ def _config(options: dict[str, Any]) -> BuildConfig:
 
 def _bits_by_field(summary: BuildSummary) -> dict[str, float]:
     entries = max(1, summary.manifest.entries)
-    return {name: 8 * size / entries for name, size in summary.manifest.bytes_by_field.items()}
+    return {name: 8 * size / entries for name, size in _bytes_by_field(summary).items()}
+
+
+def _bytes_by_field(summary: BuildSummary) -> dict[str, int]:
+    files = summary.manifest.codec.files.values()
+    codebooks = {"codebooks": sum(file.bytes for file in files)} if files else {}
+    return {**summary.manifest.bytes_by_field, **codebooks}
 
 
 def _as_json(summary: BuildSummary) -> dict[str, Any]:
@@ -237,8 +247,9 @@ def _as_json(summary: BuildSummary) -> dict[str, Any]:
         "rows": manifest.rows,
         "documents": manifest.documents,
         "entries": manifest.entries,
-        "bytes": sum(manifest.bytes_by_field.values()),
+        "bytes": sum(_bytes_by_field(summary).values()),
         "bits_per_entry_by_field": _bits_by_field(summary),
+        "codec": manifest.codec.to_json(),
         "new_rows": summary.new_rows,
         "kept_mass": _finite(summary.kept_mass),
         "perplexity": _finite(summary.perplexity),
@@ -260,7 +271,7 @@ def _render(summary: BuildSummary, out: Path) -> None:
     from rich.table import Table
 
     manifest = summary.manifest
-    size = sum(manifest.bytes_by_field.values())
+    size = sum(_bytes_by_field(summary).values())
     bits = _bits_by_field(summary)
     table = Table(title=f"{out}", title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
     again = "" if summary.new_rows == manifest.rows else f" ({summary.new_rows:,} computed by this run)"
@@ -275,6 +286,8 @@ def _render(summary: BuildSummary, out: Path) -> None:
         ),
         ("", ", ".join(f"{name} {value:.2f}" for name, value in sorted(bits.items(), key=lambda item: -item[1]))),
     ]
+    if manifest.codec.name != "exact":
+        lines.append(("values", loss_text(manifest.codec.to_json())))
     if summary.new_rows:
         lines += [
             ("kept mass", f"{summary.kept_mass:.4f}"),

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .render import bytes_text, print_json, progress_bar, stdout
 from .sizes import SIZE
 
-__all__ = ["command"]
+if TYPE_CHECKING:
+    from logitstore.container.manifest import Manifest
+
+__all__ = ["command", "report"]
 
 
 @click.command("convert", short_help="Write a store into the other container, without loss.")
@@ -40,7 +44,13 @@ def command(
             source, out, to=to, shard_bytes=shard_size, resume=resume, overwrite=overwrite, workers=workers,  # type: ignore[arg-type]
             progress=progress,
         )  # fmt: skip
-    size = sum(manifest.bytes_by_field.values())
+    report(manifest, out, as_json=as_json)
+
+
+def report(manifest: Manifest, out: Path, *, as_json: bool, **more: Any) -> None:
+    """Print what a store that was written from another one holds; ``more`` stands in the JSON as well."""
+    codebooks = sum(file.bytes for file in manifest.codec.files.values())
+    size = sum(manifest.bytes_by_field.values()) + codebooks
     result = {
         "container": manifest.container,
         "documents": manifest.documents,
@@ -50,9 +60,9 @@ def command(
         "shards": manifest.row_shards,
     }
     if as_json:
-        print_json(result)
+        print_json(result | more)
         return
     stdout().print(
-        f"{out}: {manifest.rows:,} rows of {manifest.documents:,} documents in {manifest.row_shards:,} {to} shards, "
-        f"{bytes_text(size)}"
+        f"{out}: {manifest.rows:,} rows of {manifest.documents:,} documents in {manifest.row_shards:,} "
+        f"{manifest.container} shards, {bytes_text(size)}"
     )

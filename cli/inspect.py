@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .codec_options import loss_text
 from .render import bytes_text, describe, key_values, percent, print_json, stderr, stdout
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
         ("documents", f"{summary['documents']:,}"),
         ("rows", f"{summary['rows']:,} in {summary['shards']:,} shards"),
         ("entries", f"{summary['entries']:,} (at most {summary['k_max']:,} a row), kept as {summary['values']}s"),
+        ("values", loss_text(_lossy_codec(summary))),
         ("vocabulary", vocabulary),
         ("selection", describe(summary["selection"])),
         ("teacher", ", ".join(teacher)),
@@ -103,7 +105,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
     if "generation" in summary["build"]:
         pairs.append(("text", f"written by the teacher: {describe(summary['build']['generation'])}"))
     if summary["temperatures"]:
-        pairs.insert(7, ("temperatures", ", ".join(map(str, summary["temperatures"]))))
+        pairs.insert(8, ("temperatures", ", ".join(map(str, summary["temperatures"]))))
     console.print(key_values(summary["path"], pairs))
     total = summary["bytes_total"]
     table = Table(
@@ -118,6 +120,13 @@ def _print_summary(summary: dict[str, Any]) -> None:
         table.add_row(name, bytes_text(size), row, entry, share, style="bold" if name == "total" else None)
     console.print()
     console.print(table)
+
+
+def _lossy_codec(summary: dict[str, Any]) -> dict[str, Any]:
+    """Return the codec that quantised the values, if one did: this store's, or one they have been in before."""
+    own: dict[str, Any] = summary["codec"]
+    before: dict[str, Any] = summary["build"].get("recoded_from", own)
+    return own if own.get("max_kl") is not None or own.get("max_error") is not None else before
 
 
 def _print_document(view: DocumentView) -> None:

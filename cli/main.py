@@ -19,6 +19,7 @@ _COMMANDS = {
     "stats": "Kept mass, entropy, label ranks, perplexity; as a figure, too.",
     "train": "Train a student from a store.",
     "convert": "Write a store into the other container, without loss.",
+    "recode": "Write a store with another codec, without the teacher.",
     "bench": "Measure reading against plain Zarr and raw memory maps.",
     "demo": "Train a small teacher, store its logits, check and read them.",
 }

@@ -48,6 +48,8 @@ def build_progress() -> Iterator[Callable[[BuildProgress], None]]:
             rates = [f"{progress.new_tokens / seconds:,.0f} tokens/s", f"{progress.entries / seconds:,.0f} entries/s"]
             if progress.bytes:
                 rates.append(f"{progress.bytes / progress.written_rows:,.0f} bytes/token")
+            if progress.training is not None:
+                rates.append(f"codebooks {progress.training:.0%}")
             bar.update(task, completed=progress.tokens, total=progress.total_tokens, rates=", ".join(rates))
 
         yield report

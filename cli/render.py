@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ __all__ = [
     "percent",
     "print_json",
     "progress_bar",
+    "recoding_progress",
     "seconds_text",
     "status_line",
     "stderr",
@@ -64,6 +66,26 @@ def progress_bar(description: str, unit: str) -> Iterator[Callable[[int, int], N
             bar.update(task, completed=done, total=total)
 
         yield update
+
+
+@contextmanager
+def recoding_progress() -> Iterator[tuple[Callable[[int, int], None], Callable[[float], None]]]:
+    """Show a bar of rows and, meanwhile, one of the codebooks that are being trained; yields what moves each."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[rate]}"))
+    started = time.perf_counter()
+    with Progress(*columns, TimeRemainingColumn(), console=stderr(), transient=True) as bar:
+        task = bar.add_task("recoding", total=None, rate="")
+        training = bar.add_task("training codebooks", total=1.0, visible=False, rate="")
+        first: list[int] = []
+
+        def update(done: int, total: int) -> None:
+            first.append(done) if not first else None
+            rate = (done - first[0]) / max(1e-9, time.perf_counter() - started)
+            bar.update(task, completed=done, total=total, rate=f"{done:,} of {total:,} rows, {rate:,.0f} rows/s")
+
+        yield update, lambda part: bar.update(training, completed=part, visible=part < 1.0)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Sizes as people write them: ``256MB``, ``1GiB``."""
+"""Numbers as people write them: sizes like ``256MB`` or ``1GiB``, counts like ``10e9``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 import click
 
-__all__ = ["SIZE"]
+__all__ = ["ROWS", "SIZE"]
 
 _UNITS = {
     "": 1,
@@ -36,3 +36,20 @@ class _Size(click.ParamType[int]):
 
 SIZE = _Size()
 """Parameter type: a number of bytes, with a decimal or binary unit."""
+
+
+class _Rows(click.ParamType[int]):
+    name = "rows"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            number = float(str(value).replace(",", "").replace("_", ""))
+        except ValueError:
+            number = 0.5
+        if not 1 <= number <= 1 << 62 or number != int(number):
+            self.fail(f"{value!r} is not a number of rows like 131072 or 10e9", param, ctx)
+        return int(number)
+
+
+ROWS = _Rows()
+"""Parameter type: a number of rows or tokens, also as ``10e9``."""

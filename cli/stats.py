@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from .codec_options import loss_text
 from .render import bytes_text, percent, print_json, progress_bar, stderr, stdout
 
 __all__ = ["command"]
@@ -79,11 +80,15 @@ def _print(result: dict[str, Any]) -> None:
     line("teacher perplexity", "perplexity", form=_number)
     console.print(table)
     console.print()
-    sizes = Table("field", "size", "share", box=None, pad_edge=False, header_style="bold")
-    sizes.columns[1].justify = sizes.columns[2].justify = "right"
+    sizes = Table("field", "size", "bits an entry", "share", box=None, pad_edge=False, header_style="bold")
+    for column in sizes.columns[1:]:
+        column.justify = "right"
     for name, size in [*result["bytes_by_field"].items(), ("total", result["bytes_total"])]:
-        sizes.add_row(name, bytes_text(size), percent(size / max(1, result["bytes_total"])))
+        bits = f"{8 * size / max(1, result['entries']):.2f}"
+        sizes.add_row(name, bytes_text(size), bits, percent(size / max(1, result["bytes_total"])))
     console.print(sizes)
+    console.print()
+    console.print(f"values: {loss_text(result['codec'])}", markup=False)
 
 
 def _count(value: int) -> str:

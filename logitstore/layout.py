@@ -8,10 +8,15 @@ from __future__ import annotations
 from typing import Final
 
 FORMAT_NAME: Final = "logitstore"
-FORMAT_VERSION: Final = (1, 1)
+FORMAT_VERSION: Final = (1, 2)
 """``(major, minor)``: readers refuse a higher major and accept any minor."""
 FORMAT_VERSION_OF_CONTAINER: Final = {"zarr": (1, 0), "webdataset": (1, 1)}
-"""What a store is written as: the lowest version that knows its container."""
+FORMAT_VERSION_OF_CODEC: Final = {"exact": (1, 0), "compact": (1, 2)}
+"""What a store is written as: the lowest version that knows its container and its codec."""
+
+CODEC_VERSION: Final = {"exact": 1, "compact": 2}
+"""Version by name, as manifests and Zarr metadata give it. No store has version 1 of ``compact``: in the vectors of
+format 1.0 it stands for a codec that nobody knows."""
 
 # --- unused slots and missing values -------------------------------------------------------------------------------
 UNUSED_ID: Final = 0xFFFFFFFF
@@ -54,6 +59,8 @@ CODEBOOK_HEADER: Final = "<8sBBHIIIIdd"
 CODEBOOK_HEADER_BYTES: Final = 44
 CODEBOOK_DIGEST_BYTES: Final = 16
 CODEBOOK_MAX_BYTES: Final = 1 << 28
+CODEBOOK_FOLDER: Final = "codebooks"
+CODEBOOK_SUFFIX: Final = ".lgb"
 CODEBOOK_MAX_SECTIONS: Final = 64
 CODEBOOK_MAX_CLASSES: Final = 1 << 16
 CODEBOOK_MAX_LISTED: Final = 1 << 26

@@ -5,14 +5,16 @@ Every array has one row per token. Row ``t`` is what the teacher said *after* to
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["RowBatch", "TokenDocument"]
+__all__ = ["RowBatch", "TokenDocument", "by_id"]
 
 
 @dataclass(frozen=True)
@@ -78,3 +80,15 @@ class RowBatch:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+
+def by_id(rows: RowBatch) -> RowBatch:
+    """Return the same rows with the entries of each in ascending order of their ids."""
+    if (rows.ids[:, 1:] >= rows.ids[:, :-1]).all():
+        return rows
+    order = np.argsort(rows.ids, axis=1, kind="stable")
+    counts = None if rows.counts is None else np.take_along_axis(rows.counts, order, axis=1)
+    return dataclasses.replace(
+        rows, ids=np.take_along_axis(rows.ids, order, axis=1), values=np.take_along_axis(rows.values, order, axis=1),
+        counts=counts,
+    )  # fmt: skip

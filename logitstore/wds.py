@@ -8,10 +8,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from logitstore import layout
+from logitstore.container.codebooks import RegisteredBooks, StoreBooks, register_codebooks
 from logitstore.container.document import DocumentFile
 from logitstore.container.files import files_at
 from logitstore.container.manifest import Manifest
@@ -21,21 +24,27 @@ from logitstore.errors import CorruptDataError, InvalidArgumentError, TruncatedD
 from logitstore.reader.rows import Document
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterable, Iterator
 
     from typing_extensions import Buffer
 
+    from logitstore.container.fields import BookSource
     from logitstore.container.shard_table import ShardRecord
 
 __all__ = ["Handler", "decode_lgt", "handler", "urls", "whole_shards"]
 
 Order = Literal["logit", "stored"]
 DEFAULT_MAX_BYTES = 16 << 30
+_REGISTERED = RegisteredBooks()
 
 
 def decode_lgt(
-    data: Buffer, *, order: Order = "logit", verify: bool = True, max_bytes: int = DEFAULT_MAX_BYTES
+    data: Buffer,
+    *,
+    order: Order = "logit",
+    verify: bool = True,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+    books: BookSource | None = None,
 ) -> Document:
     """Decode the content of a ``.lgt`` member.
 
@@ -44,11 +53,14 @@ def decode_lgt(
     data
         All its bytes.
     order
-        As for `logitstore.open`: entries by falling logit, or by ascending id as they are stored, which is faster.
+        As for `logitstore.open`: entries by falling logit, or as they are stored, which is faster.
     verify
         Whether to check checksums.
     max_bytes
         Bytes that the decoded rows may take: a few bytes from a stranger can stand for a billion rows.
+    books
+        Where codebooks of the ``compact`` codec are found; those that this process has loaded, if None. `urls` loads
+        the store's; a `Handler` that knows the store loads them in any process.
 
     Returns
     -------
@@ -61,7 +73,7 @@ def decode_lgt(
         The bytes are not a sound document file, or stand for more than ``max_bytes``.
     """
     view = memoryview(data).cast("B").toreadonly()
-    file = DocumentFile(lambda start, stop: view[start:stop], len(view))
+    file = DocumentFile(lambda start, stop: view[start:stop], len(view), books or _REGISTERED)
     header = file.header
     if header.rows * file.row_bytes > max_bytes:
         raise CorruptDataError(f"{header.rows} rows of {file.row_bytes} bytes are more than max_bytes, {max_bytes}")
@@ -81,6 +93,9 @@ class Handler:
     ----------
     order, verify, max_bytes
         As for `decode_lgt`.
+    store
+        Directory or URL of the store that documents are from. Needed where they are of the ``compact`` codec and the
+        process that decodes them was not forked from one that has called `urls`.
 
     Examples
     --------
@@ -91,12 +106,20 @@ class Handler:
     order: Order = "logit"
     verify: bool = True
     max_bytes: int = DEFAULT_MAX_BYTES
+    store: str | os.PathLike[str] | None = None
 
     def __call__(self, key: str, data: bytes) -> Document | None:
         """Decode a member; ``key`` is its extension with a leading dot."""
         if not key.endswith(".lgt"):
             return None
-        return decode_lgt(data, order=self.order, verify=self.verify, max_bytes=self.max_bytes)
+        books = None if self.store is None else _books_at(os.fspath(self.store))
+        return decode_lgt(data, order=self.order, verify=self.verify, max_bytes=self.max_bytes, books=books)
+
+
+@lru_cache(8)
+def _books_at(store: str) -> StoreBooks:
+    files = files_at(store)
+    return StoreBooks(files, Manifest.read(files))
 
 
 handler = Handler()
@@ -104,7 +127,7 @@ handler = Handler()
 
 
 def urls(store: str | os.PathLike[str], *, storage_options: dict[str, Any] | None = None) -> list[str]:
-    """Return the tars of a store, in order.
+    """Return the tars of a store, in order, and load its codebooks, if it has any.
 
     Raises
     ------
@@ -114,7 +137,9 @@ def urls(store: str | os.PathLike[str], *, storage_options: dict[str, Any] | Non
         It is not complete.
     """
     files = files_at(store, storage_options=storage_options)
-    return [files.place(shard_name(record.shard)) for record in _records(store, storage_options)]
+    tars = [files.place(shard_name(record.shard)) for record in _records(store, storage_options)]
+    register_codebooks(files)
+    return tars
 
 
 def whole_shards(

@@ -1,7 +1,7 @@
 """Write ``spec/vectors/``: chunks, document files and stores, valid and invalid, and indexes of their digests.
 
-Vectors are written once per format version. Those of 1.0 are listed in ``INDEX.json``, those that 1.1 added in
-``INDEX-1.1.json``. This refuses a folder that is not empty::
+Vectors are written once per format version. Those of 1.0 are listed in ``INDEX.json``, those that 1.1 and 1.2 added in
+``INDEX-1.1.json`` and ``INDEX-1.2.json``. This refuses a folder that is not empty::
 
     python spec/make_vectors.py [FOLDER]                          # the vectors of all versions
     python spec/make_vectors.py --version 1.1 EMPTY_FOLDER        # only what 1.1 added
@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vector_chunks import invalid_chunks, valid_chunks
+from vector_compact import compact_files
+from vector_compact_stores import COMPACT_STORES, broken_compact_stores, write_compact_store
 from vector_documents import invalid_documents, valid_documents
 from vector_stores import STORES, broken_stores, write_store
 from vector_tars import TAR_STORES, broken_tar_stores, write_tar_store
@@ -73,7 +75,21 @@ def make_1_1(folder: Path) -> None:
     _write(folder / "invalid_tar_stores.json", _json_lines(broken_tar_stores(folder / "stores" / "plain.wds")))
 
 
-VERSIONS = {"1.0": (make_1_0, "INDEX.json"), "1.1": (make_1_1, "INDEX-1.1.json")}
+def make_1_2(folder: Path) -> None:
+    """Write what version 1.2 added."""
+    for name, data in compact_files():
+        _write(folder / "compact" / name, data)
+    stores = folder / "stores"
+    for name in COMPACT_STORES:
+        _write(stores / f"{Path(name).stem}.json", _json(write_compact_store(stores / name, name)))
+    _write(folder / "invalid_compact_stores.json", _json_lines(broken_compact_stores(stores)))
+
+
+VERSIONS = {
+    "1.0": (make_1_0, "INDEX.json"),
+    "1.1": (make_1_1, "INDEX-1.1.json"),
+    "1.2": (make_1_2, "INDEX-1.2.json"),
+}
 
 
 def main() -> int:

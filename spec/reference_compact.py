@@ -50,7 +50,7 @@ class Group:
         """Return the next ``width`` raw bits."""
         self._used += width
         position = 16 * len(self._words) - self._used
-        require(position >= 0, "D10", "a group needs more raw bits than it has")
+        require(position >= 0, "K10", "a group needs more raw bits than it has")
         return bits_at(self._stream, position, width)
 
     def number(self, code: Code, context: int) -> int:
@@ -63,7 +63,7 @@ class Group:
             symbol += 1
         self._state = frequencies[symbol] * (self._state // TOTAL) + slot - start
         if self._state < 65536:
-            require(self._next < len(self._words), "D10", "a group needs more words than it has")
+            require(self._next < len(self._words), "K10", "a group needs more words than it has")
             self._state = 65536 * self._state + self._words[self._next]
             self._next += 1
         return code.base(symbol) + self.raw(code.raw_bits(symbol))
@@ -71,7 +71,7 @@ class Group:
     def finish(self) -> None:
         """Check the group's end."""
         words = self._next + math.ceil(self._used / 16)
-        require(self._state == 65536 and words == len(self._words), "D10", "a group does not end where its words do")
+        require(self._state == 65536 and words == len(self._words), "K10", "a group does not end where its words do")
 
 
 # --- section 3: codebook -------------------------------------------------------------------------------------------
@@ -82,7 +82,8 @@ class IdBook:
     """A codebook of ids; ``lists`` has each class's list of ids, ``nibbles`` the contexts of its nibbles."""
 
     digest: bytes
-    bound: int
+    size: int
+    """Vocabulary size."""
     order: list[int]
     lists: list[list[int]]
     nibbles: list[list[int]]
@@ -97,7 +98,8 @@ class ValueBook:
     """A codebook of values."""
 
     digest: bytes
-    bits: int
+    size: int
+    """Bits of a value."""
     levels: list[int]
     bounds: list[int]
     bases: Code
@@ -113,9 +115,9 @@ class Arrays:
 
     def take(self, least: int, most: int) -> list[int]:
         """Return the next array, which has between ``least`` and ``most`` numbers."""
-        require(bool(self._sizes), "D13", "too few arrays")
+        require(bool(self._sizes), "K13", "too few arrays")
         size = self._sizes.pop(0)
-        require(least <= size <= most, "D13", f"an array of {size} numbers, expected {least} to {most}")
+        require(least <= size <= most, "K13", f"an array of {size} numbers, expected {least} to {most}")
         array, self._numbers = self._numbers[:size], self._numbers[size:]
         return array
 
@@ -125,18 +127,18 @@ class Arrays:
         tables = self.take(contexts, contexts)
         flat = self.take(1, 65536)
         count = len(widths)
-        require(len(flat) % count == 0 and len(flat) // count <= 256, "D13", "frequencies are not tables")
+        require(len(flat) % count == 0 and len(flat) // count <= 256, "K13", "frequencies are not tables")
         code = Code(widths, tables, [flat[i : i + count] for i in range(0, len(flat), count)])
-        require(all(sum(table) == TOTAL for table in code.tables), "D13", "frequencies do not sum to 4,096")
-        require(max(tables) < len(code.tables), "D13", "a context without a table")
-        require(all(w < ESCAPE for w in widths[:-1]) and widths[-1] < 2 * ESCAPE, "D13", "a symbol's width")
+        require(all(sum(table) == TOTAL for table in code.tables), "K13", "frequencies do not sum to 4,096")
+        require(max(tables) < len(code.tables), "K13", "a context without a table")
+        require(all(w < ESCAPE for w in widths[:-1]) and widths[-1] < 2 * ESCAPE, "K13", "a symbol's width")
         ends = [code.base(s) + (1 << code.raw_bits(s)) for s in range(count)]
-        require(max(ends) <= 1 << 32, "D13", "a symbol stands for numbers above 2^32 - 1")
+        require(max(ends) <= 1 << 32, "K13", "a symbol stands for numbers above 2^32 - 1")
         return code
 
     def finish(self) -> None:
         """Check that nothing is left."""
-        require(not self._sizes, "D13", "too many arrays")
+        require(not self._sizes, "K13", "too many arrays")
 
 
 def runs(gaps: list[int], sizes: list[int], bound: int) -> list[int]:
@@ -147,97 +149,106 @@ def runs(gaps: list[int], sizes: list[int], bound: int) -> list[int]:
         for gap in gaps[len(numbers) : len(numbers) + size]:
             last += 1 + gap
             numbers.append(last)
-    require(all(number < bound for number in numbers), "D13", f"a number is not below {bound}")
+    require(all(number < bound for number in numbers), "K13", f"a number is not below {bound}")
     return numbers
 
 
 def read_codebook(data: bytes) -> IdBook | ValueBook:
     """Read a codebook file."""
-    require(len(data) >= 48, "D1", "fewer than 48 bytes", "truncated")
-    require(data[:8] == b"LGCBOOK1" or data[:7] != b"LGCBOOK", "D3", "a newer version", "unsupported")
-    require(data[:8] == b"LGCBOOK1", "D2", "another magic")
-    require(crc32c(data[:-4]) == int.from_bytes(data[-4:], "little"), "D6", "the checksum")
+    require(len(data) >= 48, "K1", "fewer than 48 bytes", "truncated")
+    require(data[:8] == b"LGCBOOK1" or data[:7] != b"LGCBOOK", "K3", "a newer version", "unsupported")
+    require(data[:8] == b"LGCBOOK1", "K2", "another magic")
+    require(crc32c(data[:-4]) == int.from_bytes(data[-4:], "little"), "K6", "the checksum")
     kind, type_, zero, bound, first, second, sections, error, kl = struct.unpack_from("<BBHIIIIdd", data, 8)
     begin = 44 + 4 * sections
-    require(sections <= 64 and begin + 4 <= len(data), "D13", "the sizes of the arrays")
+    require(sections <= 64 and begin + 4 <= len(data), "K13", "the sizes of the arrays")
     sizes = list(struct.unpack_from(f"<{sections}I", data, 44))
     chunk = data[begin:-4]
-    require(sum(sizes) <= (1 << 18) + 64 * len(chunk), "D13", "more numbers than there are bytes for")
+    require(sum(sizes) <= (1 << 18) + 64 * len(chunk), "K13", "more numbers than there are bytes for")
     try:
         (numbers,) = decode_chunk(chunk, "flat", "uint32", (sum(sizes),), bound=0)
     except FormatError as error_of_chunk:
-        raise FormatError("D13", error_of_chunk.kind, str(error_of_chunk)) from None
+        raise FormatError("K13", error_of_chunk.kind, str(error_of_chunk)) from None
     arrays = Arrays(sizes, numbers)
-    require(zero == 0, "D4", "bytes 10 and 11 are zero")
+    require(zero == 0, "K4", "bytes 10 and 11 are zero")
     digest = hashlib.sha256(data).digest()[:16]
     if (kind, type_) == (1, 3):
         book: IdBook | ValueBook = _ids(arrays, digest, bound, first, second)
     else:
-        require((kind, type_) in ((2, 2), (2, 1)) and bound == 0, "D4", "kind, type or vocabulary")
-        require(error >= 0 and kl >= 0, "D13", "bounds are not negative")
+        require((kind, type_) in ((2, 2), (2, 1)) and bound == 0, "K4", "kind, type or vocabulary")
+        require(error >= 0 and kl >= 0, "K13", "bounds are not negative")
         book = _values(arrays, digest, 16 if type_ == 2 else 8, first, second)
     arrays.finish()
     return book
 
 
 def _ids(arrays: Arrays, digest: bytes, bound: int, classes: int, contexts: int) -> IdBook:
-    require(1 <= bound <= 1 << 26 and 1 <= classes <= 65536 and 1 <= contexts <= 256, "D4", "the header's numbers")
+    require(1 <= bound <= 1 << 26 and 1 <= classes <= 65536 and 1 <= contexts <= 256, "K4", "the header's numbers")
     sizes = arrays.take(0, 64)
     head = runs(arrays.take(sum(sizes), sum(sizes)), sizes, bound)
-    require(len(set(head)) == len(head), "D13", "an id is twice in the order")
+    require(len(set(head)) == len(head), "K13", "an id is twice in the order")
     order = head + sorted(set(range(bound)) - set(head))
     counts = arrays.take(classes * contexts, classes * contexts)
-    require(sum(counts) <= 1 << 24, "D13", "more than 2^26 ids in lists")
+    require(sum(counts) <= 1 << 24, "K13", "more than 2^26 ids in lists")
     ranks = runs(arrays.take(4 * sum(counts), 4 * sum(counts)), [4 * n for n in counts], bound)
     lists, nibbles, at = [], [], 0
     for c in range(classes):
         of_class = counts[c * contexts : (c + 1) * contexts]
         listed = ranks[at : at + 4 * sum(of_class)]
         at += len(listed)
-        require(len(set(listed)) == len(listed), "D13", "an id is twice in a list")
+        require(len(set(listed)) == len(listed), "K13", "an id is twice in a list")
         lists.append([order[rank] for rank in listed])
         nibbles.append([context for context, n in enumerate(of_class) for _ in range(n)])
     codes = [arrays.code(x) for x in (1, 1, 48, contexts)]
-    require(codes[3].widths == [0] * 16, "D13", "nibbles are 16 symbols without raw bits")
+    require(codes[3].widths == [0] * 16, "K13", "nibbles are 16 symbols without raw bits")
     return IdBook(digest, bound, order, lists, nibbles, *codes)
 
 
 def _values(arrays: Arrays, digest: bytes, bits: int, levels: int, bounds: int) -> ValueBook:
-    require(1 <= levels <= 1 << bits and bounds <= 15, "D4", "the header's numbers")
+    require(1 <= levels <= 1 << bits and bounds <= 15, "K4", "the header's numbers")
     keys = runs(arrays.take(levels, levels), [levels], 1 << bits)
     edges = arrays.take(bounds, bounds)
-    require(all(a < b for a, b in itertools.pairwise(edges)), "D13", "bounds ascend")
+    require(all(a < b for a, b in itertools.pairwise(edges)), "K13", "bounds ascend")
     return ValueBook(digest, bits, keys, edges, arrays.code(1), arrays.code(64 * (bounds + 1)))
 
 
 # --- section 4: chunk ----------------------------------------------------------------------------------------------
 
 
-def decode_compact(data: bytes, book: IdBook | ValueBook, shape: tuple[int, int]) -> list[list[int]]:
-    """Decode a chunk to the bits of its elements, unused slots included."""
-    require(len(data) >= 68, "D1", "fewer than 68 bytes", "truncated")
-    require(data[:4] == b"LGC1" or data[:3] != b"LGC", "D3", "a newer version", "unsupported")
-    require(data[:4] == b"LGC1", "D2", "another magic")
-    kind, type_, group_log2, rows, slots, bound, digest = struct.unpack_from("<BBBxIII16s", data, 4)
-    count_low, length_low, count_width, length_width, words, entries = struct.unpack_from("<IIBBxxII", data, 36)
-    require((kind, type_) in ((1, 3), (2, 2), (2, 1)), "D4", "kind and type")
-    require(group_log2 <= 10 and rows <= 1 << 30 and 1 <= slots < 1 << 31, "D4", "group_log2, rows or slots")
-    require(1 <= bound <= 1 << 31 if kind == 1 else bound == 0, "D4", "bound")
+def check_compact(data: bytes) -> None:
+    """Check what a chunk says of itself: rules K1 to K6."""
+    require(len(data) >= 68, "K1", "fewer than 68 bytes", "truncated")
+    require(data[:4] == b"LGC1" or data[:3] != b"LGC", "K3", "a newer version", "unsupported")
+    require(data[:4] == b"LGC1", "K2", "another magic")
+    kind, type_, group_log2, rows, slots, bound = struct.unpack_from("<BBBxIII", data, 4)
+    count_width, length_width, words = struct.unpack_from("<BBxxI", data, 44)
+    require((kind, type_) in ((1, 3), (2, 2), (2, 1)), "K4", "kind and type")
+    require(group_log2 <= 10 and rows <= 1 << 30 and 1 <= slots < 1 << 31, "K4", "group_log2, rows or slots")
+    require(1 <= bound <= 1 << 31 if kind == 1 else bound == 0, "K4", "bound")
     groups = math.ceil(rows / (1 << group_log2))
-    require(max(count_width, length_width) <= 32, "D4", "the width of a column")
-    require(2 * groups <= words <= (1 << 27) - 1, "D4", "payload_words")
+    require(max(count_width, length_width) <= 32, "K4", "the width of a column")
+    require(2 * groups <= words <= (1 << 27) - 1, "K4", "payload_words")
     column_words = [math.ceil(rows * count_width / 32), math.ceil(groups * length_width / 32)]
     size = 56 + 4 * sum(column_words) + 2 * words + 12
-    require(len(data) >= size, "D5", "fewer bytes than the header says", "truncated")
-    require(len(data) == size, "D5", "more bytes than the header says")
-    require(crc32c(data[:-4]) == int.from_bytes(data[-4:], "little"), "D6", "the checksum")
-    types = (1, 3, book.bound) if isinstance(book, IdBook) else (2, 2 if book.bits == 16 else 1, 0)
-    require((kind, type_, bound) == types and (rows, slots) == shape, "D7", "not what was expected")
-    require(digest == book.digest, "D8", f"coded with {digest.hex()}, the codebook is {book.digest.hex()}")
+    require(len(data) >= size, "K5", "fewer bytes than the header says", "truncated")
+    require(len(data) == size, "K5", "more bytes than the header says")
+    require(crc32c(data[:-4]) == int.from_bytes(data[-4:], "little"), "K6", "the checksum")
+
+
+def decode_compact(data: bytes, book: IdBook | ValueBook, shape: tuple[int, int]) -> list[list[int]]:
+    """Decode a chunk to the bits of its elements, unused slots included."""
+    check_compact(data)
+    kind, type_, group_log2, rows, slots, bound, digest = struct.unpack_from("<BBBxIII16s", data, 4)
+    count_low, length_low, count_width, length_width, words, entries = struct.unpack_from("<IIBBxxII", data, 36)
+    groups = math.ceil(rows / (1 << group_log2))
+    column_words = [math.ceil(rows * count_width / 32), math.ceil(groups * length_width / 32)]
+    types = (1, 3, book.size) if isinstance(book, IdBook) else (2, 2 if book.size == 16 else 1, 0)
+    require((kind, type_, bound) == types and (rows, slots) == shape, "K7", "not what was expected")
+    require(digest == book.digest, "K8", f"coded with {digest.hex()}, the codebook is {book.digest.hex()}")
     counts = _column(data, 56, count_low, count_width, rows)
     lengths = _column(data, 56 + 4 * column_words[0], length_low, length_width, groups)
-    require(sum(counts) == entries and max(counts, default=0) <= slots, "D9", "counts")
-    require(sum(lengths) == words and min(lengths, default=2) >= 2, "D9", "lengths")
+    require(sum(counts) == entries and max(counts, default=0) <= slots, "K9", "counts")
+    require(sum(lengths) == words and min(lengths, default=2) >= 2, "K9", "lengths")
     payload = struct.unpack_from(f"<{words}H", data, 56 + 4 * sum(column_words))
     decoded: list[list[int]] = []
     at = 0
@@ -248,8 +259,8 @@ def decode_compact(data: bytes, book: IdBook | ValueBook, shape: tuple[int, int]
             if isinstance(book, IdBook):
                 row = _row_of_ids(group, book, count) + [0xFFFFFFFF] * (slots - count)
             else:
-                unused = 0xFC00 if book.bits == 16 else 0
-                row = [_bits(key, book.bits) for key in _row_of_keys(group, book, count)] + [unused] * (slots - count)
+                unused = 0xFC00 if book.size == 16 else 0
+                row = [_bits(key, book.size) for key in _row_of_keys(group, book, count)] + [unused] * (slots - count)
             decoded.append(row)
         group.finish()
     return decoded
@@ -266,20 +277,20 @@ def _column(data: bytes, offset: int, low: int, width: int, rows: int) -> list[i
 def _row_of_ids(group: Group, book: IdBook, count: int) -> list[int]:
     c = group.number(book.classes, 0)
     misses = group.number(book.misses, 0)
-    require(c < len(book.lists) and misses <= count, "D11", "class or misses")
+    require(c < len(book.lists) and misses <= count, "K11", "class or misses")
     ids: list[int] = []
     nibble = 0
     while len(ids) < count - misses:
-        require(nibble < len(book.nibbles[c]), "D11", "the list ends too early")
+        require(nibble < len(book.nibbles[c]), "K11", "the list ends too early")
         mask = group.number(book.masks, book.nibbles[c][nibble])
         ids += [book.lists[c][4 * nibble + i] for i in range(4) if mask >> i & 1]
         nibble += 1
-    require(len(ids) == count - misses, "D11", "too many ids of the list")
+    require(len(ids) == count - misses, "K11", "too many ids of the list")
     rank = -1
     for left in range(misses, 0, -1):
         context = 6 * (min(left.bit_length(), 8) - 1) + min((rank + 1).bit_length() // 3, 5)
         rank += 1 + group.number(book.gaps, context)
-        require(rank < book.bound, "D11", "rank")
+        require(rank < book.size, "K11", "rank")
         ids.append(book.order[rank])
     return ids
 
@@ -289,14 +300,14 @@ def _row_of_keys(group: Group, book: ValueBook, count: int) -> list[int]:
         return []
     base = group.number(book.bases, 0) - 1
     if base < 0:
-        return [group.raw(book.bits) for _ in range(count)]
+        return [group.raw(book.size) for _ in range(count)]
     part = 64 * sum(bound <= base for bound in book.bounds)
     keys = []
     for j in range(count):
         n, h = j + 1, (j + 1).bit_length() - 1
         context = 2 * h + (n >> (h - 1) & 1 if h else 0)
         level = base + group.number(book.distances, part + context)
-        require(level < len(book.levels), "D12", "level")
+        require(level < len(book.levels), "K12", "level")
         keys.append(book.levels[level])
     return keys
 

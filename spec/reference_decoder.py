@@ -1,8 +1,9 @@
 """Read a logitstore with nothing but Python's standard library, in the order of FORMAT.md.
 
 Slow and plain on purpose: a second opinion on what the bytes mean. It checks every rule of FORMAT.md section 12; the
-rule that was broken is in the error. Beside this file lie ``reference_chunk.py`` (section 9), ``reference_manifest.py``
-(sections 2 to 5), ``reference_document.py`` (section 16) and ``reference_tars.py`` (sections 17 and 18).
+rule that was broken is in the error. Beside this file lie ``reference_chunk.py`` (section 9), ``reference_compact.py``
+(COMPACT.md), ``reference_manifest.py`` (sections 2 to 5), ``reference_document.py`` (section 16) and
+``reference_tars.py`` (sections 17 and 18).
 
     python spec/reference_decoder.py STORE [--rows a:b | --sequential]
 
@@ -24,11 +25,15 @@ from typing import Any
 from reference_chunk import FormatError, ceil_div, crc32c, decode_chunk, number_of, require
 from reference_document import DocumentFile
 from reference_manifest import (
+    COMPACT,
     DOCUMENT_SHARD,
     check_line,
     check_manifest,
+    decode_entries,
+    is_compact,
     is_file_record,
     parse_object,
+    read_codebooks,
     read_file,
     read_manifest,
 )
@@ -57,16 +62,19 @@ class Array:
     total: int
     shard_rows: int
 
-    def metadata(self, vocab_size: int) -> dict[str, Any]:
+    def metadata(self, vocab_size: int, compact: bool) -> dict[str, Any]:
         """``zarr.json``."""
         tail = [] if self.columns is None else [self.columns]
         configuration: dict[str, Any] = {"kind": self.coding, "version": 1}
         if self.coding == "ids":
             configuration["vocab_size"] = vocab_size
-        exact: list[Any] = [{"name": "logitstore.exact", "configuration": configuration}]
+        codec = "logitstore.exact"
+        if compact and self.coding in ("ids", "values"):
+            codec, configuration["version"] = COMPACT
+        named: list[Any] = [{"name": codec, "configuration": configuration}]
         sharding = {
             "chunk_shape": [self.chunk_rows, *tail],
-            "codecs": [LITTLE, {"name": "crc32c"}] if self.coding == "raw" else exact,
+            "codecs": [LITTLE, {"name": "crc32c"}] if self.coding == "raw" else named,
             "index_codecs": [LITTLE, {"name": "crc32c"}],
             "index_location": "end",
         }
@@ -99,9 +107,10 @@ class Store:
             found["attributes"] = {}
             if found.get("storage_transformers") == []:
                 del found["storage_transformers"]
-            require(found == array.metadata(m["vocab_size"]), "S9", f"{array.name}/zarr.json: {found}")
+            require(found == array.metadata(m["vocab_size"], is_compact(m)), "S9", f"{array.name}/zarr.json: {found}")
         self.row_shards = ceil_div(m["rows"], m["rows_per_shard"])
         self.table = read_file(path / "shards.jsonl", "S10")
+        self.books = read_codebooks(path, m) if is_compact(m) else None
 
     def record(self, array: Array, shard: int) -> dict[str, Any]:
         """Section 6: what the shard table says of a shard's file."""
@@ -180,7 +189,7 @@ class Store:
             return list(struct.unpack(f"<{array.chunk_rows}q", payload[:-4]))
         shape = (array.chunk_rows, *(() if array.columns is None else (array.columns,)))
         bound = self.manifest["vocab_size"] if array.coding == "ids" else 0
-        rows = decode_chunk(payload, array.coding, array.type, shape, bound=bound)
+        rows = decode_entries(payload, array.name, array.coding, array.type, shape, bound, self.books)
         numbers = [[number_of(bits, array.type) for bits in row] for row in rows]
         if array.coding != "flat":
             return numbers

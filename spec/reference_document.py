@@ -9,7 +9,8 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
-from reference_chunk import FormatError, ceil_div, crc32c, decode_chunk, number_of, require
+from reference_chunk import FormatError, ceil_div, crc32c, number_of, require
+from reference_manifest import decode_entries
 
 HEADER = struct.Struct("<8s16sQQIIIHHII")
 ENTRY = struct.Struct("<16sII")
@@ -47,8 +48,9 @@ class DocumentArray:
 class DocumentFile:
     """A document file. Header and table are checked at once, chunks when they are read."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, books: Any = None) -> None:
         self.data = data
+        self.books = books
         require(len(data) >= HEADER.size, "D1", f"{len(data)} bytes", "truncated")
         magic, store_id, *numbers = HEADER.unpack_from(data)
         require(magic[:6] == b"LGTDOC", "D2", f"magic {magic!r}")
@@ -108,7 +110,8 @@ class DocumentFile:
             shape = (rows,) if columns is None else (rows, columns)
             bound = self.header.vocab_size if coding == "ids" else 0
             try:
-                found = decode_chunk(self.data[offset : offset + size], coding, type_, shape, bound=bound)
+                chunk = self.data[offset : offset + size]
+                found = decode_entries(chunk, name, coding, type_, shape, bound, self.books)
             except FormatError as error:
                 raise FormatError("D13", error.kind, f"{name}, chunk {number}: {error}") from None
             if coding != "flat":

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from reference_chunk import FormatError, crc32c, require
 from reference_document import DocumentFile
-from reference_manifest import INDEX_RECORD_BYTES, check_line, is_file_record, is_whole, parse_object, read_manifest
+from reference_manifest import (
+    INDEX_RECORD_BYTES,
+    check_line,
+    is_compact,
+    is_file_record,
+    is_whole,
+    parse_object,
+    read_codebooks,
+    read_manifest,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,6 +77,7 @@ class TarStore:
         values = "logprobs" if m["values"] == "logprob" else "logits"
         optional = ["counts"] * m["has_counts"] + ["lse_T"] * bool(m["temperatures"])
         self.row_arrays = ["tokens", "ids", values, "lse", "label_logprob", "mask", *optional]
+        self.books = read_codebooks(path, m) if is_compact(m) else None
         self.shards = m["shard_table"]["bytes"] // max(1, m["record_bytes"])
 
     def piece(self, name: str, start: int, size: int, rules: tuple[str, str, str], expected: int) -> bytes:
@@ -109,11 +119,10 @@ class TarStore:
         )  # fmt: skip
         require(found == expected, "T9", f"the file of document {document} says {found}, expected {expected}")
 
-    @staticmethod
-    def document_file(data: bytes, document: int) -> DocumentFile:
+    def document_file(self, data: bytes, document: int) -> DocumentFile:
         """Rule T8."""
         try:
-            return DocumentFile(data)
+            return DocumentFile(data, self.books)
         except FormatError as error:
             raise FormatError("T8", error.kind, f"document {document}: {error}") from None
 

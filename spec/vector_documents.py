@@ -13,6 +13,7 @@ from craft import reseal
 from logitstore.codec import encode
 from logitstore.container.document import DocumentHeader, encode_document
 from logitstore.container.fields import row_fields
+from logitstore.container.row_coder import RowCoder
 from logitstore.records import RowBatch
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def _encoded(
         temperatures=header.temperatures, rows_per_shard=rows_per_shard,
     )  # fmt: skip
     given: dict[str, Any] = {"values" if key == values else key: array for key, array in arrays.items()}
-    data = encode_document(header, fields, RowBatch(**given)).data
+    data = encode_document(header, fields, RowBatch(**given), RowCoder(fields)).data
     return DocumentVector(name, data, {**_about(header, arrays, why), "rows_per_shard": rows_per_shard})
 
 

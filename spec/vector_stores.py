@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["STORES", "broken_stores", "write_documents", "write_store"]
+__all__ = ["STORES", "ShardFile", "beginning", "broken_stores", "made_up_rows", "write_documents", "write_store"]
 
 STORES: dict[str, dict[str, Any]] = {
     "logprob": {"vocab_size": 97, "padded_vocab_size": 128, "slots": 6, "selection": {"top_p": 0.9, "max_k": 6}},
@@ -41,7 +41,7 @@ def _log_sum_exp(x: NDArray[np.float64]) -> NDArray[np.float32]:
     return np.log(np.exp(x).sum(1)).astype(np.float32)
 
 
-def _rows(manifest: Manifest, length: int, number: int) -> tuple[TokenDocument, RowBatch]:
+def made_up_rows(manifest: Manifest, length: int, number: int) -> tuple[TokenDocument, RowBatch]:
     """Rows of a made-up teacher; of every second document the first third is a prompt."""
     generator = np.random.default_rng([manifest.vocab_size, number])
     V, K, drawn = manifest.vocab_size, manifest.slots, manifest.has_counts
@@ -81,19 +81,26 @@ def write_store(path: Path, name: str) -> dict[str, Any]:
     return write_documents(path, name, STORES[name], LENGTHS[name])
 
 
-def write_documents(path: Path, name: str, settings: dict[str, Any], lengths: Sequence[int]) -> dict[str, Any]:
-    """Write a store and return what its ``NAME.json`` says: all documents, and the bits of all used elements."""
+def beginning(name: str, settings: dict[str, Any]) -> Manifest:
+    """Return the manifest that a store starts with."""
     settings = {"values": "logprob", "rows_per_shard": 16, "build": {"rows": "all"}, **settings}
-    manifest = Manifest(
+    return Manifest(
         store_id=name.encode().hex().ljust(32, "0"), complete=False, teacher={"id": "made up"}, tokenizer={},
         corpus={}, versions={"logitstore": "0.1.0"}, **settings,
     )  # fmt: skip
+
+
+def write_documents(
+    path: Path, name: str, settings: dict[str, Any], lengths: Sequence[int], codebooks: Any = None
+) -> dict[str, Any]:
+    """Write a store and return what its ``NAME.json`` says: all documents, and the bits of all used elements."""
+    manifest = beginning(name, settings)
     prepare_directory(path)
     documents = []
     arrays: dict[str, dict[str, Any]] = {}
-    with StoreWriter(path, manifest) as writer:
+    with StoreWriter(path, manifest, codebooks=codebooks) as writer:
         for number, length in enumerate(lengths):
-            document, rows = _rows(manifest, length, number)
+            document, rows = made_up_rows(manifest, length, number)
             writer.append(document, rows)
             about: dict[str, Any] = {"key": document.key, "rows": length, "metadata": document.metadata}
             about["parent"] = document.parent and {"key": document.parent[0], "first_token": document.parent[1]}
@@ -114,7 +121,7 @@ def _crc(data: bytes) -> bytes:
     return struct.pack("<I", google_crc32c.value(data))
 
 
-class _ShardFile:
+class ShardFile:
     """A shard file taken apart, to be edited in place with sound checksums."""
 
     def __init__(self, store: Path, name: str) -> None:
@@ -196,8 +203,8 @@ def broken_stores(store: Path) -> Iterator[dict[str, Any]]:
     An edit has a ``file`` and one of: ``delete``; ``truncate`` (bytes to keep); ``append`` (hexadecimal) so many
     ``times``; ``offset`` and ``bytes`` (hexadecimal) to write there; ``set`` and ``remove``, keys of a JSON object.
     """
-    ids, offsets = _ShardFile(store, "ids/c.0.0"), _ShardFile(store, "doc_offsets/c.0")
-    lines = _ShardFile(store, "doc_lines/c.0")
+    ids, offsets = ShardFile(store, "ids/c.0.0"), ShardFile(store, "doc_offsets/c.0")
+    lines = ShardFile(store, "doc_lines/c.0")
     table, documents = (store / "shards.jsonl").read_bytes(), (store / "documents.jsonl").read_bytes()
     record = json.loads((store / "manifest.json").read_bytes())["record_bytes"]
     size = len(ids.data)
@@ -215,7 +222,7 @@ def broken_stores(store: Path) -> Iterator[dict[str, Any]]:
         assert len(old) == len(new)
         return one("documents.jsonl", offset=documents.index(old), bytes=new.hex())
 
-    def raw(file: _ShardFile, number: int, value: int) -> list[dict[str, Any]]:
+    def raw(file: ShardFile, number: int, value: int) -> list[dict[str, Any]]:
         body = file.first_chunk[:-4]
         body = body[: 8 * number] + _u64(value) + body[8 * number + 8 :]
         return file.chunk(body + _crc(body))

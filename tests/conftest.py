@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from logitstore import layout
+from logitstore.container import book_choice
 from logitstore.container.manifest import Manifest
 from logitstore.container.writer import StoreWriter, prepare_directory
 from logitstore.records import RowBatch, TokenDocument
@@ -113,6 +114,17 @@ class StoreMaker:
 @pytest.fixture(scope="session")
 def stores() -> StoreMaker:
     return StoreMaker()
+
+
+@pytest.fixture
+def codebooks_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Codebooks are used whatever they cost: the stores of tests are too small to earn them."""
+    measure = book_choice.BookChooser._row_bytes
+
+    def row_bytes(self: Any, codecs: Any, rows: Any) -> float:
+        return 1e9 if codecs is None else measure(self, codecs, rows)
+
+    monkeypatch.setattr(book_choice.BookChooser, "_row_bytes", row_bytes)
 
 
 @pytest.fixture

@@ -25,9 +25,9 @@ def summarise(path: str | os.PathLike[str]) -> dict[str, Any]:
         ``container``, ``format_version``, ``documents``, ``rows``, ``vocab_size``, ``padded_vocab_size``, ``k_max``,
         ``entries``, ``values``, ``bytes_total`` (all files of the directory), ``bytes_per_row`` and ``bits_per_entry``
         (of that total; None for a store without rows), ``bytes_by_field`` (shard files of each array, or its chunks in
-        tars, and ``metadata`` for all else), ``selection``, ``codec``, ``teacher``, ``tokenizer``, ``corpus``,
-        ``versions``, ``rows_per_shard``, ``complete``; for an unfinished store ``progress`` says what is committed,
-        and the totals are those of the committed rows.
+        tars, ``codebooks`` where there are any, and ``metadata`` for all else), ``selection``, ``codec`` (bounds, and
+        what was lost), ``teacher``, ``tokenizer``, ``corpus``, ``versions``, ``rows_per_shard``, ``complete``; for an
+        unfinished store ``progress`` says what is committed, and the totals are those of the committed rows.
 
     Raises
     ------
@@ -60,7 +60,7 @@ def summarise(path: str | os.PathLike[str]) -> dict[str, Any]:
         "shards": manifest.row_shards if progress is None else progress.shards,
         "selection": manifest.selection,
         "temperatures": list(manifest.temperatures),
-        "codec": {"name": "logitstore.exact", "version": 1},
+        "codec": manifest.codec.to_json(),
         "teacher": manifest.teacher,
         "tokenizer": manifest.tokenizer,
         "corpus": manifest.corpus,
@@ -86,4 +86,6 @@ def _bytes_by_field(path: Path, manifest: Manifest) -> dict[str, int]:
         for file in path.glob("*/c.*"):
             name = file.parent.name
             sizes[name] = sizes.get(name, 0) + file.stat().st_size
+    if codebooks := list(path.glob(f"{layout.CODEBOOK_FOLDER}/*{layout.CODEBOOK_SUFFIX}")):
+        sizes["codebooks"] = sum(file.stat().st_size for file in codebooks)
     return {**sizes, "metadata": total - sum(sizes.values())}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from logitstore import layout
-from logitstore.container.invariants import Violation, check_rows
+from logitstore.container.invariants import Bound, Violation, check_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,6 +47,8 @@ class RowExpectations:
         Draws per row, or None.
     temperatures
         Further temperatures of ``lse_T``.
+    bound
+        Of the values.
     """
 
     values: str
@@ -55,6 +57,7 @@ class RowExpectations:
     masked_only: bool
     samples: int | None
     temperatures: tuple[float, ...]
+    bound: Bound
 
     @classmethod
     def of(cls, manifest: Manifest) -> RowExpectations:
@@ -69,6 +72,7 @@ class RowExpectations:
             masked_only=manifest.build.get("rows") == "masked",
             samples=samples if isinstance(samples, int) else None,
             temperatures=manifest.temperatures,
+            bound=manifest.bound,
         )
 
 
@@ -81,7 +85,9 @@ def check_batch(
     next_token: int | None,
 ) -> list[Violation]:
     """Return the first violation of every rule there is; of those of single rows alone where ``last`` is None."""
-    found = check_rows(batch, vocab_size=vocab_size, values=expect.values, holds_maximum=expect.holds_maximum)
+    found = check_rows(
+        batch, vocab_size=vocab_size, values=expect.values, holds_maximum=expect.holds_maximum, bound=expect.bound
+    )
     if last is not None:
         found += check_in_context(batch, last=last, next_token=next_token, expect=expect)
     return found
@@ -150,10 +156,10 @@ def _check_labels(
         error += (np.float32(_FLOAT32) * (np.abs(offset) + np.abs(np.where(np.isfinite(label), label, 0))))[:, None]
         logprobs = logits - offset[:, None]
         at_label = used & (batch.ids == labels[:, None])
-        differs = at_label & ~(np.abs(logprobs - label[:, None]) <= error)
+        differs = at_label & ~(expect.bound.excess(label[:, None], logprobs, error) <= 0)
         rule("label-value", known & differs.any(axis=1), "label_logprob equals the stored value of the label")
         if expect.holds_top:
-            least = np.where(used, logprobs + error, np.inf).min(axis=1)
+            least = np.where(used, logprobs + error + np.float32(expect.bound.error), np.inf).min(axis=1)
             outside = known & used.any(axis=1) & ~at_label.any(axis=1)
             rule(
                 "label-outside", outside & (label > least), "a label that is not kept is no more probable than the kept"

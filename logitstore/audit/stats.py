@@ -29,7 +29,7 @@ __all__ = ["RowStats", "Stats", "collect"]
 _BLOCK_ENTRIES = 1 << 20
 _FROM_SUMMARY = (
     "path", "documents", "rows", "entries", "k_max", "vocab_size", "bytes_total", "bytes_per_row", "bits_per_entry",
-    "bytes_by_field", "selection",
+    "bytes_by_field", "selection", "codec",
 )  # fmt: skip
 _PERCENTILES = (1, 5, 50, 95, 99)
 

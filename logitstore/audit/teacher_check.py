@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from logitstore.container.invariants import Bound
     from logitstore.container.manifest import Manifest
     from logitstore.reader import Document, Store
     from logitstore.teacher import Teacher
@@ -167,7 +168,8 @@ def check_teacher(
         holds_top = "samples" not in store.manifest.selection and bool(store.manifest.selection)
     noise = max(_distance(batched[number], said) for number, said in enumerate(alone))
     tolerance = _FLOOR + _NOISE_FACTOR * noise + _LAST_DIGITS * digit
-    differences = [_compare(document, said, holds_top) for document, said in zip(documents, alone, strict=True)]
+    bound = store.manifest.bound
+    differences = [_compare(document, said, holds_top, bound) for document, said in zip(documents, alone, strict=True)]
     problems = [
         _problem(store.manifest, document, by_rule, tolerance)
         for document, by_rule in zip(documents, differences, strict=True)
@@ -249,15 +251,15 @@ def _distance(one: _Said, other: _Said) -> float:
     return largest
 
 
-def _compare(document: Document, said: _Said, holds_top: bool) -> dict[str, NDArray[np.float32]]:
-    """Return by rule how much each row differs, beside rounding to float16, in nats."""
+def _compare(document: Document, said: _Said, holds_top: bool, bound: Bound) -> dict[str, NDArray[np.float32]]:
+    """Return by rule how much each row differs, beside rounding to float16 and what quantising may lose, in nats."""
     stored = document.values.astype(np.float32)
     expected = said.logprobs if document.stores == "logprob" else said.logprobs + said.lse[:, None]
     rounding = np.abs(expected) * np.float32(2.0**-11) + np.float32(2.0**-24)
     label = np.where(np.isnan(said.label_logprob), np.nan, document.label_logprob)
     with np.errstate(invalid="ignore"):  # -inf - -inf: both rule the label out
         parts = {
-            "teacher-value": np.abs(stored - expected) - rounding,
+            "teacher-value": bound.excess(expected, stored, rounding),
             "teacher-lse": np.abs(document.lse - said.lse)[:, None],
             "teacher-label": np.abs(label - said.label_logprob)[:, None],
         }

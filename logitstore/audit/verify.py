@@ -119,7 +119,7 @@ def _check_shards(
         check_files_of(shard, DOCUMENT_FIELDS)
     done = checked = entries = 0
     for shard in range(manifest.row_shards):
-        files = check_files_of(shard, manifest.row_fields)
+        files = check_files_of(shard, checker.fields)
         first = shard * manifest.rows_per_shard
         stop = min(first + manifest.rows_per_shard, manifest.rows)
         blocks = range(first, stop, checker.block_rows)

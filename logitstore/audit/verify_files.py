@@ -8,16 +8,22 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from logitstore import layout
+from logitstore.audit.report import problem_of
+from logitstore.container.codebooks import StoreBooks
+from logitstore.container.codec_record import codebook_name
 from logitstore.container.fields import DOCUMENT_FIELDS, group_metadata, metadata_differences
+from logitstore.container.files import LocalFiles
 from logitstore.container.writer import DOCUMENTS_FILE
+from logitstore.errors import LogitStoreError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from logitstore.audit.report import Findings
-    from logitstore.container.manifest import FileRecord, Manifest
+    from logitstore.container.file_record import FileRecord
+    from logitstore.container.manifest import Manifest
 
-__all__ = ["KNOWN_FILES", "check_digest", "check_files", "note_strangers"]
+__all__ = ["KNOWN_FILES", "check_codebooks", "check_digest", "check_files", "note_strangers"]
 
 KNOWN_FILES = {layout.MANIFEST_FILE, layout.SHARD_TABLE_FILE, layout.BUILD_RECORD_FILE, DOCUMENTS_FILE}
 """Files of a store in either container."""
@@ -28,6 +34,7 @@ def check_files(path: Path, manifest: Manifest, found: Findings) -> None:
     """Check everything but the shards themselves."""
     check_digest(path, DOCUMENTS_FILE, manifest.documents_file, found)
     check_digest(path, layout.SHARD_TABLE_FILE, manifest.shard_table, found)
+    check_codebooks(path, manifest, found)
     _check_group(path, manifest, found)
     for field in (*manifest.row_fields, *DOCUMENT_FIELDS):
         name = f"{field.name}/zarr.json"
@@ -37,6 +44,21 @@ def check_files(path: Path, manifest: Manifest, found: Findings) -> None:
         for key, value, expected in metadata_differences(metadata, field, *manifest.geometry(field)):
             found.error(name, "array-metadata", f"the array's {key} is {value}, the manifest gives {expected}")
     _note_strangers(path, manifest, found)
+
+
+def check_codebooks(path: Path, manifest: Manifest, found: Findings) -> None:
+    """Check that every codebook is there and sound, and note files beside them."""
+    source = StoreBooks(LocalFiles(path), manifest)
+    for books in manifest.codec.codebooks:
+        for array, file in books.files.items():
+            try:
+                source.book(array, file)
+            except LogitStoreError as error:
+                found.add(problem_of(error, codebook_name(file), "codebook"))
+    folder = path / layout.CODEBOOK_FOLDER
+    entries = folder.iterdir() if folder.is_dir() else ()
+    names = [f"{layout.CODEBOOK_FOLDER}/{entry.name}" for entry in entries]
+    note_strangers([name for name in names if name not in manifest.codec.files], found)
 
 
 def check_digest(path: Path, name: str, record: FileRecord | None, found: Findings) -> None:
@@ -89,7 +111,7 @@ def _note_strangers(path: Path, manifest: Manifest, found: Findings) -> None:
     """Note files that nothing speaks of. They harm nobody, but they are not covered by any checksum."""
     shards = {field.name: manifest.row_shards for field in manifest.row_fields}
     shards |= {field.name: manifest.document_shards for field in DOCUMENT_FIELDS}
-    known = {*KNOWN_FILES, *shards, "zarr.json"}
+    known = {*KNOWN_FILES, *shards, "zarr.json", layout.CODEBOOK_FOLDER}
     strangers = [entry.name for entry in path.iterdir() if entry.name not in known]
     for field in (*manifest.row_fields, *DOCUMENT_FIELDS):
         directory = path / field.name

@@ -12,11 +12,13 @@ import numpy as np
 from logitstore import layout
 from logitstore.audit.report import Problem, problem_of
 from logitstore.audit.row_rules import RowExpectations, check_batch
+from logitstore.codec.compact import chunk as compact_chunk
 from logitstore.codec.header import read_header
+from logitstore.container.codebooks import fields_of
 from logitstore.container.files import LocalFiles
 from logitstore.container.shard_table import ShardTable, file_record
 from logitstore.errors import CorruptDataError, LogitStoreError
-from logitstore.records import RowBatch
+from logitstore.records import RowBatch, by_id
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,7 +79,8 @@ class ShardChecker:
         self._expect = RowExpectations.of(manifest)
         records = manifest.row_shards + manifest.document_shards
         self._table = ShardTable(LocalFiles(path), manifest.record_bytes, records)
-        self._fields = {field.name: field for field in manifest.row_fields}
+        self.fields = fields_of(LocalFiles(path), manifest)
+        self._fields = {field.name: field for field in self.fields}
         self._values_name = "logprobs" if manifest.values == "logprob" else "logits"
         wide = self._fields["ids"].chunk_rows
         self.block_rows = min(_CHUNKS_PER_BLOCK * wide, self._fields["tokens"].chunk_rows, manifest.rows_per_shard)
@@ -179,7 +182,7 @@ class ShardChecker:
             low, high = np.searchsorted(self._ends, [start, stop], side="right")
             last[self._ends[low:high] - 1 - start] = True
         found = check_batch(
-            RowBatch(**arrays), vocab_size=self._manifest.vocab_size, expect=self._expect, last=last,
+            by_id(RowBatch(**arrays)), vocab_size=self._manifest.vocab_size, expect=self._expect, last=last,
             next_token=None if last is None else self._token(stop),
         )  # fmt: skip
         return [
@@ -210,6 +213,9 @@ class ShardChecker:
 
 def _check_inner(data: memoryview, field: Field) -> None:
     """Check the checksum inside a chunk: the one that plain Zarr sees."""
+    if field.books is not None and data[:3] == layout.COMPACT_MAGIC[:3]:
+        compact_chunk.read_header(data)
+        return
     if field.kind != "raw":
         read_header(data)
         return

@@ -16,7 +16,8 @@ from logitstore.audit.parallel import map_in_order
 from logitstore.audit.report import Problem, problem_of
 from logitstore.audit.row_rules import RowExpectations, check_batch
 from logitstore.audit.verify_documents import walk_documents
-from logitstore.audit.verify_files import KNOWN_FILES, check_digest, note_strangers
+from logitstore.audit.verify_files import KNOWN_FILES, check_codebooks, check_digest, note_strangers
+from logitstore.container.codebooks import books_of
 from logitstore.container.files import LocalFiles
 from logitstore.container.shard_table import ShardTable
 from logitstore.container.tar_index import shard_name, tar_key
@@ -24,7 +25,7 @@ from logitstore.container.writer import DOCUMENTS_FILE
 from logitstore.errors import LogitStoreError
 from logitstore.reader.row_files import TableFiles
 from logitstore.reader.tar_rows import TarRows
-from logitstore.records import RowBatch
+from logitstore.records import RowBatch, by_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -56,12 +57,14 @@ def verify_tars(
         (layout.INDEX_FILE, manifest.index_file),
     ):
         check_digest(path, name, record, found)
-    known = {*KNOWN_FILES, layout.INDEX_FILE, *map(shard_name, range(manifest.row_shards))}
+    known = {*KNOWN_FILES, layout.CODEBOOK_FOLDER, layout.INDEX_FILE, *map(shard_name, range(manifest.row_shards))}
     note_strangers([entry.name for entry in path.iterdir() if entry.name not in known], found)
+    check_codebooks(path, manifest, found)
     walk_documents(path, manifest, found)
     files = LocalFiles(path)
     tables = TableFiles(files, manifest)
-    rows = TarRows(files, manifest, tables, verify="lazy", open_files=4, max_bytes=1 << 62)
+    books = books_of(files, manifest)
+    rows = TarRows(files, manifest, tables, books, verify="lazy", open_files=4, max_bytes=1 << 62)
     try:
         return _Checker(path, manifest, rows, tables).run(found, progress, workers)
     finally:
@@ -247,7 +250,7 @@ class _Checker:
             last = np.zeros(stop - start, bool)
             last[-1] = stop == index.rows
             violations = check_batch(
-                RowBatch(**arrays), vocab_size=self._manifest.vocab_size, expect=self._expect, last=last,
+                by_id(RowBatch(**arrays)), vocab_size=self._manifest.vocab_size, expect=self._expect, last=last,
                 next_token=int(following[0]) if stop < index.rows else None,
             )  # fmt: skip
             for violation in violations:

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from logitstore.container.codec_record import CodecRecord
 from logitstore.container.fields import rows_per_shard_for
 from logitstore.container.tar_sink import DEFAULT_SHARD_BYTES
 from logitstore.errors import InvalidArgumentError
@@ -48,6 +49,9 @@ class BuildConfig:
         ``"zarr"`` or ``"webdataset"``.
     shard_bytes
         With ``webdataset``: bytes up to which a tar is filled.
+    codec
+        How ids, values and counts are coded: bit for bit with ``exact``; smaller with ``compact``
+        (`CodecRecord.compact`), bit for bit or quantised within a bound.
     generation
         The teacher writes: it goes on with the prompts that the corpus then holds. None: it reads. The ``seq_len`` of
         the corpus is then that of prompt and text together, at which the text is cut off.
@@ -64,6 +68,7 @@ class BuildConfig:
     rows_per_shard: int | None = None
     container: Literal["zarr", "webdataset"] = "zarr"
     shard_bytes: int = DEFAULT_SHARD_BYTES
+    codec: CodecRecord = dataclasses.field(default_factory=CodecRecord)
     generation: GenerationConfig | None = None
 
     def __post_init__(self) -> None:
@@ -77,6 +82,10 @@ class BuildConfig:
             raise InvalidArgumentError(f"container is 'zarr' or 'webdataset', found {self.container!r}")
         if self.values not in ("logprob", "logit"):
             raise InvalidArgumentError(f"values is 'logprob' or 'logit', found {self.values!r}")
+        if self.codec.max_kl is not None and self.values != "logprob":
+            raise InvalidArgumentError(
+                "max_kl bounds a divergence of probabilities: it needs values='logprob'; logits are bound by max_error"
+            )
         if self.rows not in ("all", "masked"):
             raise InvalidArgumentError(f"rows is 'all' or 'masked', found {self.rows!r}")
         for temperature in self.temperatures:

@@ -45,8 +45,11 @@ def start_manifest(config: BuildConfig, teacher: Teacher) -> Manifest:
         "corpus": corpus_digest(config.corpus),
         "build": settings,
     }
-    identity = canonical_json([*(parts[name] for name in _PARTS), _identities(parts)])
+    # Of the codecs, those that change what is stored are part of what the store is.
+    coded = [] if config.codec.name == "exact" else [config.codec.to_json()]
+    identity = canonical_json([*(parts[name] for name in _PARTS), _identities(parts), *coded])
     return Manifest(
+        codec=config.codec,
         container=config.container,
         shard_bytes=config.shard_bytes if config.container == "webdataset" else 0,
         store_id=hashlib.sha256(identity.encode()).hexdigest()[:32],
@@ -67,8 +70,12 @@ def require_same_build(found: Manifest, wanted: Manifest, path: Path) -> None:
     """
     # The container is not part of the store's id: the rows are the same in either.
     names = (*_PARTS, "container", "shard_bytes")
-    before = {name: getattr(found, name) for name in names} | _identities(vars(found))
-    after = {name: getattr(wanted, name) for name in names} | _identities(vars(wanted))
+    before, after = (
+        {name: getattr(manifest, name) for name in names}
+        | _identities(vars(manifest))
+        | {"codec": manifest.codec.beginning.to_json()}
+        for manifest in (found, wanted)
+    )
     differences = list(_differences("", before, after))
     if differences:
         raise InvalidArgumentError(

@@ -7,6 +7,7 @@ is bounded.
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -54,6 +55,8 @@ class BuildProgress:
         Of this run alone: rows handed to the writer, entries they keep, bytes written so far.
     committed_rows
         Rows that survive a crash.
+    training
+        Part done, 0 to 1, of the codebooks that are being trained for the next rows; None while none are.
     """
 
     tokens: int
@@ -63,6 +66,7 @@ class BuildProgress:
     entries: int
     bytes: int
     committed_rows: int
+    training: float | None = None
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,8 @@ class BuildSummary:
         Wall-clock seconds of this run.
     stage_seconds
         Seconds by stage: ``load`` of the teacher; ``forward`` and ``selection`` on the device; ``encode`` and
-        ``check`` summed over the pool's threads; ``write``; ``starve`` and ``wait``, in which the teacher waited for
-        text and for the writer.
+        ``check`` summed over the pool's threads; ``train`` of codebooks; ``write``; ``starve`` and ``wait``, in which
+        the teacher waited for text and for the writer.
     new_rows
         Rows computed by this run; fewer than all when it was resumed.
     kept_mass, perplexity
@@ -133,7 +137,7 @@ def build(
     command
         Kept in ``build.json``.
     on_progress
-        Called now and then from the calling thread.
+        Called now and then, by one thread at a time.
 
     Raises
     ------
@@ -173,7 +177,8 @@ def build(
             # A crash right behind the last manifest leaves it.
             (out / PROGRESS_FILE).unlink(missing_ok=True)
         else:
-            manifest = _write_store(config, out, manifest, extractor, counters, watch, workers, on_progress or _ignore)
+            report = _one_at_a_time(on_progress or _ignore)
+            manifest = _write_store(config, out, manifest, extractor, counters, watch, workers, report)
         finished = True
     finally:
         seconds = time.perf_counter() - clock
@@ -211,6 +216,8 @@ def _write_store(
 ) -> Manifest:
     holds_maximum = config.selection.top_entries(manifest.vocab_size) > 0
     with StoreWriter(out, manifest, workers=workers, holds_maximum=holds_maximum, watch=watch) as writer:
+        committed = writer.progress.rows
+        writer.on_training = lambda part: on_progress(_progress(extractor, writer, counters, committed, part))
         _run(config, extractor, writer, counters, watch, on_progress)
         extractor.clock.finish()
         with watch.measure("write"):
@@ -318,7 +325,9 @@ def _written(rows: Relay[Window | ExtractedBatch], writer: StoreWriter, committe
             yield
 
 
-def _progress(extractor: Extractor, writer: StoreWriter, counters: CorpusCounters, committed: int) -> BuildProgress:
+def _progress(
+    extractor: Extractor, writer: StoreWriter, counters: CorpusCounters, committed: int, training: float | None = None
+) -> BuildProgress:
     new = extractor.tokens
     estimate = extractor.estimated_rows(counters)
     return BuildProgress(
@@ -329,7 +338,18 @@ def _progress(extractor: Extractor, writer: StoreWriter, counters: CorpusCounter
         entries=writer.new_entries,
         bytes=writer.new_bytes,
         committed_rows=writer.progress.rows,
+        training=training,
     )
+
+
+def _one_at_a_time(report: Callable[[BuildProgress], None]) -> Callable[[BuildProgress], None]:
+    lock = threading.Lock()
+
+    def locked(progress: BuildProgress) -> None:
+        with lock:
+            report(progress)
+
+    return locked
 
 
 def _ignore(_: BuildProgress) -> None:

@@ -1,4 +1,4 @@
-"""One array on its way to its shard files: rows are collected into chunks, chunks are encoded by a pool of threads."""
+"""Arrays on their way to their shard files: rows are collected into chunks, chunks are encoded by a pool of threads."""
 
 from __future__ import annotations
 
@@ -7,32 +7,42 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from logitstore.container.manifest import FileRecord
+from logitstore.container.file_record import FileRecord
+from logitstore.container.row_coder import CodedRows
 from logitstore.container.shard import ShardWriter
 from logitstore.errors import LogitStoreError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
     from concurrent.futures import Executor, Future
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from logitstore.container.fields import Field
+    from logitstore.container.loss_meter import LossMeter
     from logitstore.container.manifest import Manifest
     from logitstore.stopwatch import Stopwatch
 
-__all__ = ["ChunkStream"]
+__all__ = ["ChunkStream", "encode_alone"]
+
+
+def encode_alone(field: Field) -> Callable[[int, Mapping[str, NDArray[Any]]], CodedRows]:
+    """Return what encodes chunks of an array that needs no other."""
+    return lambda _, arrays: CodedRows({field.name: field.encode_chunk(arrays[field.name])})
 
 
 class ChunkStream:
-    """Write an array shard by shard.
+    """Write arrays whose chunks have the same rows, shard by shard.
 
     Parameters
     ----------
     store
         Directory of the store.
-    field
-        The array.
+    fields
+        The arrays.
+    encode
+        Encodes a chunk of each, given its first row in the store; see `RowCoder.encode`.
     manifest
         Of the store; names it.
     rows_per_shard
@@ -48,86 +58,106 @@ class ChunkStream:
     def __init__(
         self,
         store: Path,
-        field: Field,
+        fields: Sequence[Field],
+        encode: Callable[[int, Mapping[str, NDArray[Any]]], CodedRows],
         manifest: Manifest,
         rows_per_shard: int,
         pool: Executor,
         backlog: int,
         watch: Stopwatch,
     ) -> None:
-        self.field = field
+        self.fields = tuple(fields)
         self.bytes_written = 0
         self._store = store
+        self._encode_chunk = encode
         self._store_id = bytes.fromhex(manifest.store_id)
         self._rows_per_shard = rows_per_shard
+        self._chunk_rows = self.fields[0].chunk_rows
         self._pool = pool
         self._backlog = backlog
         self._watch = watch
-        self._pending: deque[Future[bytes]] = deque()
-        self._chunk: NDArray[Any] | None = None
+        self._pending: deque[Future[CodedRows]] = deque()
+        self._chunk: dict[str, NDArray[Any]] | None = None
         self._filled = 0
-        self._shard: ShardWriter | None = None
+        self._shards: dict[str, ShardWriter] = {}
+        self._losses: list[LossMeter] = []
         self._number = 0
         self._rows = 0
 
-    def append(self, rows: NDArray[Any]) -> None:
-        """Take rows that do not go beyond the current shard."""
-        position = 0
-        while position < len(rows):
+    def append(self, rows: Mapping[str, NDArray[Any]]) -> None:
+        """Take rows, by array, that do not go beyond the current shard."""
+        position, length = 0, len(rows[self.fields[0].name])
+        while position < length:
             if self._chunk is None:
-                self._chunk = np.empty(self.field.chunk_shape, self.field.dtype)
+                self._chunk = {field.name: np.empty(field.chunk_shape, field.dtype) for field in self.fields}
                 self._filled = 0
-            taken = min(len(rows) - position, self.field.chunk_rows - self._filled)
-            self._chunk[self._filled : self._filled + taken] = rows[position : position + taken]
+            taken = min(length - position, self._chunk_rows - self._filled)
+            for name, chunk in self._chunk.items():
+                chunk[self._filled : self._filled + taken] = rows[name][position : position + taken]
             self._filled += taken
+            self._rows += taken
             position += taken
-            if self._filled == self.field.chunk_rows:
+            if self._filled == self._chunk_rows:
                 self._submit()
-        self._rows += len(rows)
 
     def _submit(self) -> None:
         assert self._chunk is not None
-        self._pending.append(self._pool.submit(self._encode, self._chunk))
+        first_row = self._number * self._rows_per_shard + self._rows - self._filled
+        self._pending.append(self._pool.submit(self._encode, first_row, self._chunk))
         self._chunk = None
         while len(self._pending) > self._backlog:
             self._write_oldest()
 
-    def _encode(self, chunk: NDArray[Any]) -> bytes:
+    def _encode(self, first_row: int, chunk: dict[str, NDArray[Any]]) -> CodedRows:
         with self._watch.measure("encode"):
-            return self.field.encode_chunk(chunk)
+            return self._encode_chunk(first_row, chunk)
 
     def _write_oldest(self) -> None:
         try:
-            payload = self._pending.popleft().result()
+            coded = self._pending.popleft().result()
         except LogitStoreError as error:
-            raise error.at(path=self._store / self.field.name, shard=self._number) from None
-        if self._shard is None:
-            self._shard = ShardWriter(
-                self._store / self.field.file_name(self._number),
-                store_id=self._store_id,
-                field=self.field,
-                shard=self._number,
-                first_row=self._number * self._rows_per_shard,
-                chunks=self._rows_per_shard // self.field.chunk_rows,
-            )
+            raise error.at(path=self._store / self.fields[0].name, shard=self._number) from None
+        if not self._shards:
+            self._shards = {field.name: self._open(field) for field in self.fields}
         with self._watch.measure("write"):
-            self._shard.write_chunk(payload)
-        self.bytes_written += len(payload)
+            for name, payload in coded.chunks.items():
+                self._shards[name].write_chunk(payload)
+                self.bytes_written += len(payload)
+        if coded.loss is not None:
+            self._losses.append(coded.loss)
 
-    def finish_shard(self) -> FileRecord:
-        """Encode what is left, close the shard's file durably, and get ready for the next one."""
+    def _open(self, field: Field) -> ShardWriter:
+        return ShardWriter(
+            self._store / field.file_name(self._number),
+            store_id=self._store_id,
+            field=field,
+            shard=self._number,
+            first_row=self._number * self._rows_per_shard,
+            chunks=self._rows_per_shard // field.chunk_rows,
+        )
+
+    def finish_shard(self) -> tuple[dict[str, FileRecord], list[LossMeter]]:
+        """Encode what is left, close the shard's files durably, and get ready for the next ones.
+
+        Returns
+        -------
+        tuple
+            The files by array, and what was lost, chunk by chunk.
+        """
         if self._chunk is not None:
-            self._chunk[self._filled :] = self.field.unused_rows(self.field.chunk_rows - self._filled)
+            for field in self.fields:
+                self._chunk[field.name][self._filled :] = field.unused_rows(self._chunk_rows - self._filled)
             self._submit()
         while self._pending:
             self._write_oldest()
-        assert self._shard is not None
+        assert self._shards
         with self._watch.measure("write"):
-            size, digest = self._shard.close(self._rows)
-        self._shard = None
+            files = {name: FileRecord(*shard.close(self._rows)) for name, shard in self._shards.items()}
+        losses, self._losses = self._losses, []
+        self._shards = {}
         self._number += 1
         self._rows = 0
-        return FileRecord(size, digest)
+        return files, losses
 
     def seek(self, shard: int) -> None:
         """Go on with shard ``shard``; nothing may be in flight."""
@@ -138,6 +168,6 @@ class ChunkStream:
         for future in self._pending:
             future.cancel()
         self._pending.clear()
-        if self._shard is not None:
-            self._shard.abandon()
-            self._shard = None
+        for shard in self._shards.values():
+            shard.abandon()
+        self._shards = {}

@@ -17,6 +17,7 @@ import numpy as np
 
 from logitstore import layout
 from logitstore.container.fields import row_fields
+from logitstore.container.row_coder import RowCoder, array_of
 from logitstore.errors import (
     CorruptDataError,
     InvalidArgumentError,
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from logitstore.codec import CutRows
-    from logitstore.container.fields import Field
+    from logitstore.container.fields import BookSource, Field
+    from logitstore.container.loss_meter import LossMeter
     from logitstore.records import RowBatch
 
 __all__ = ["DocumentFile", "DocumentHeader", "EncodedDocument", "encode_document"]
@@ -73,13 +75,16 @@ class DocumentHeader(NamedTuple):
 
 @dataclass(frozen=True)
 class EncodedDocument:
-    """The bytes of a document file, and how many of them are chunks of each array."""
+    """The bytes of a document file, how many of them are chunks of each array, and what quantising lost."""
 
     data: bytes
     bytes_by_field: dict[str, int]
+    losses: list[LossMeter]
 
 
-def encode_document(header: DocumentHeader, fields: Sequence[Field], rows: RowBatch) -> EncodedDocument:
+def encode_document(
+    header: DocumentHeader, fields: Sequence[Field], rows: RowBatch, coder: RowCoder
+) -> EncodedDocument:
     """Encode all rows of a document.
 
     Parameters
@@ -90,6 +95,8 @@ def encode_document(header: DocumentHeader, fields: Sequence[Field], rows: RowBa
         The store's arrays, as `row_fields` gives them.
     rows
         The rows.
+    coder
+        Codes ids, values and counts.
 
     Raises
     ------
@@ -99,12 +106,17 @@ def encode_document(header: DocumentHeader, fields: Sequence[Field], rows: RowBa
     table: list[bytes] = []
     chunks: list[bytes] = []
     sizes: dict[str, int] = {}
+    # The document as a whole belongs to the codebooks of its first row.
+    coded = [
+        coder.encode(header.first_row, {field.name: array_of(rows, field.name)[part] for field in coder.fields})
+        for part in _slices(len(rows), coder.fields[0].chunk_rows)
+    ]
     for field in fields:
-        array = rows.values if field.name in ("logprobs", "logits") else getattr(rows, field.name)
-        parts = [
-            field.encode_chunk(array[start : start + field.chunk_rows])
-            for start in range(0, len(array), field.chunk_rows)
-        ]
+        if field in coder.fields:
+            parts = [chunk.chunks[field.name] for chunk in coded]
+        else:
+            array = array_of(rows, field.name)
+            parts = [field.encode_chunk(array[part]) for part in _slices(len(array), field.chunk_rows)]
         table.append(struct.pack(layout.ARRAY_ENTRY, field.name.encode(), field.chunk_rows, len(parts)))
         table.append(struct.pack(f"<{len(parts)}I", *map(len, parts)))
         sizes[field.name] = sum(map(len, parts))
@@ -117,7 +129,12 @@ def encode_document(header: DocumentHeader, fields: Sequence[Field], rows: RowBa
             f"{header.rows} rows and {header.temperatures} temperatures do not fit a document file: use a smaller "
             "seq_len or fewer temperatures"
         )
-    return EncodedDocument(b"".join([header.pack(len(fields), packed), packed, *chunks]), sizes)
+    losses = [chunk.loss for chunk in coded if chunk.loss is not None]
+    return EncodedDocument(b"".join([header.pack(len(fields), packed), packed, *chunks]), sizes, losses)
+
+
+def _slices(rows: int, size: int) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, rows, size)]
 
 
 class _Array(NamedTuple):
@@ -138,6 +155,8 @@ class DocumentFile:
         Gives bytes ``start:stop`` of the file.
     size
         Bytes of the file.
+    books
+        Where codebooks are found, if chunks may be of the compact codec.
 
     Raises
     ------
@@ -147,8 +166,9 @@ class DocumentFile:
         A newer version wrote it.
     """
 
-    def __init__(self, read: Callable[[int, int], memoryview], size: int) -> None:
+    def __init__(self, read: Callable[[int, int], memoryview], size: int, books: BookSource | None = None) -> None:
         self._read = read
+        self._books = books
         if size < layout.DOCUMENT_HEADER_BYTES:
             raise TruncatedDataError(f"a document file has at least {layout.DOCUMENT_HEADER_BYTES} bytes, found {size}")
         head = bytes(read(0, layout.DOCUMENT_HEADER_BYTES))
@@ -195,7 +215,7 @@ class DocumentFile:
 
     def _parse(self, table: bytes, arrays: int, end: int) -> Iterator[tuple[str, _Array]]:
         header = self.header
-        known = _fields_of(header.slots, header.vocab_size, header.temperatures)
+        known = _fields_of(header.slots, header.vocab_size, header.temperatures, self._books)  # type: ignore[arg-type]  # a protocol's objects hash by identity
         position, offset, last = 0, end, -1
         for _ in range(arrays):
             if position + layout.ARRAY_ENTRY_BYTES > len(table):
@@ -246,7 +266,7 @@ class DocumentFile:
                     part = target[base + low - start : base + high - start]
                     array.field.decode_chunk(data, low, part, rows=rows, verify=verify)
                 except LogitStoreError as error:
-                    place = type(error)(f"{name}, chunk {number}: {error.message}", row=base + low)
+                    place = type(error)(f"{name}, chunk {number}: {error.message}", path=error.path, row=base + low)
                     raise place from None
 
     @property
@@ -262,7 +282,9 @@ class DocumentFile:
 
 
 @lru_cache(8)
-def _fields_of(slots: int, vocab_size: int, temperatures: int) -> dict[bytes, tuple[int, Field]]:
+def _fields_of(
+    slots: int, vocab_size: int, temperatures: int, books: BookSource | None
+) -> dict[bytes, tuple[int, Field]]:
     """Every array a document may have, and its place among them, by its name as it stands in the table.
 
     How many rows its chunks have is for the file's own table to say.
@@ -271,7 +293,7 @@ def _fields_of(slots: int, vocab_size: int, temperatures: int) -> dict[bytes, tu
     for values in ("logprob", "logit"):
         for field in row_fields(
             slots=slots, vocab_size=vocab_size, values=values, counts=True, temperatures=temperatures,
-            rows_per_shard=1,
+            rows_per_shard=1, codec="exact" if books is None else "compact", books=books,
         ):  # fmt: skip
             fields[field.name.encode().ljust(16, b"\0")] = _ORDER.index(field.name), field
     return fields

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 from logitstore import layout
 from logitstore.codec import ChunkDecoder, CutRows, encode
+from logitstore.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from logitstore.codec import RowFormat
+    from logitstore.codec.compact import IdCodec, ValueCodec
 
 __all__ = [
     "DOCUMENT_FIELDS",
+    "BookSource",
     "Field",
     "array_metadata",
     "group_metadata",
@@ -36,6 +40,14 @@ _DOCUMENTS_PER_CHUNK = 1 << 10
 DOCUMENTS_PER_SHARD = 1 << 16
 
 
+class BookSource(Protocol):
+    """Where a reader finds codebooks."""
+
+    def codec(self, field: Field, chunk: memoryview) -> IdCodec | ValueCodec:
+        """Return what decodes a chunk of the ``compact`` codec; errors as for any chunk that is broken."""
+        ...
+
+
 @dataclass(frozen=True)
 class Field:
     """One array of a store.
@@ -47,13 +59,18 @@ class Field:
     dtype
         NumPy type string, little-endian.
     kind
-        How a chunk is coded: ``ids``, ``values`` and ``flat`` by the ``exact`` codec, ``raw`` as plain bytes.
+        How a chunk is coded: ``ids`` and ``values`` by the store's codec, ``flat`` by ``exact``, ``raw`` as plain
+        bytes.
     columns
         Length of the second axis, or None for a one-dimensional array.
     chunk_rows
         Rows of a chunk.
     vocab_size
         Bound of the ids; 0 for all other kinds.
+    codec
+        ``"compact"`` where chunks may be of that codec; their first bytes tell.
+    books
+        Needed to decode those.
     """
 
     name: str
@@ -62,6 +79,8 @@ class Field:
     columns: int | None
     chunk_rows: int
     vocab_size: int = 0
+    codec: str = "exact"
+    books: BookSource | None = dataclass_field(default=None, compare=False, repr=False)
 
     @property
     def row_shape(self) -> tuple[int, ...]:
@@ -87,7 +106,7 @@ class Field:
         return np.full((rows, *self.row_shape), _FILL[self.name], self.dtype)
 
     def encode_chunk(self, array: NDArray[Any]) -> bytes:
-        """Encode rows, ``chunk_rows`` of them where the chunk is one of a Zarr array."""
+        """Encode rows with ``exact``, ``chunk_rows`` of them where the chunk is one of a Zarr array."""
         if self.kind == "raw":
             body = array.astype(self.dtype, copy=False).tobytes()
             return body + _crc32c(body).to_bytes(layout.CRC_BYTES, "little")
@@ -117,12 +136,18 @@ class Field:
         """
         rows = self.chunk_rows if rows is None else rows
         if isinstance(out, CutRows):
-            assert self.kind in ("ids", "values")
+            if self.codec != "exact":
+                raise InvalidArgumentError(
+                    f"{self.name} of this store is coded by the {self.codec} codec, which is not decoded on a device: "
+                    "let the host decode it"
+                )
             out.take(self._decoder.cut(data, rows, start, start + len(out), verify=verify))
             return
         if self.kind == "raw":
             # Length was checked against the chunk shape by the caller; crc32c follows the elements.
             out[...] = np.frombuffer(data, self.dtype, rows)[start : start + len(out)]
+        elif self.books is not None and data[:3] == layout.COMPACT_MAGIC[:3]:
+            self.books.codec(self, data).decode_into(data, rows, start, out, verify=verify)
         elif self.kind == "flat":
             width = self.columns or 1
             flat = out if self.columns is None else out.reshape(-1)
@@ -169,7 +194,15 @@ def rows_per_shard_for(slots: int) -> int:
 
 
 def row_fields(
-    *, slots: int, vocab_size: int, values: str, counts: bool, temperatures: int, rows_per_shard: int
+    *,
+    slots: int,
+    vocab_size: int,
+    values: str,
+    counts: bool,
+    temperatures: int,
+    rows_per_shard: int,
+    codec: str = "exact",
+    books: BookSource | None = None,
 ) -> tuple[Field, ...]:
     """Return the arrays with one row per token, in the order they are written.
 
@@ -187,19 +220,22 @@ def row_fields(
         Number of further temperatures whose log-sum-exp is kept.
     rows_per_shard
         No chunk is longer than a shard.
+    codec, books
+        Of ids, values and counts.
     """
+    coding: dict[str, Any] = {"codec": codec, "books": books}
     wide = min(rows_per_shard, 4096, max(1, _power_of_two_below(_CHUNK_TARGET_BYTES // (4 * slots))))
     flat = min(rows_per_shard, _FLAT_CHUNK_ROWS)
     fields = [
         Field("tokens", "<u4", "flat", None, flat),
-        Field("ids", "<u4", "ids", slots, wide, vocab_size),
-        Field("logprobs" if values == "logprob" else "logits", "<f2", "values", slots, wide),
+        Field("ids", "<u4", "ids", slots, wide, vocab_size, **coding),
+        Field("logprobs" if values == "logprob" else "logits", "<f2", "values", slots, wide, **coding),
         Field("lse", "<f4", "flat", None, flat),
         Field("label_logprob", "<f4", "flat", None, flat),
         Field("mask", "|u1", "flat", None, flat),
     ]
     if counts:
-        fields.append(Field("counts", "|u1", "values", slots, wide))
+        fields.append(Field("counts", "|u1", "values", slots, wide, **coding))
     if temperatures:
         fields.append(Field("lse_T", "<f4", "flat", temperatures, flat))
     return tuple(fields)
@@ -211,10 +247,10 @@ def array_metadata(field: Field, rows: int, rows_per_shard: int) -> dict[str, An
     if field.kind == "raw":
         codecs: list[dict[str, Any]] = [_LITTLE_ENDIAN, {"name": "crc32c"}]
     else:
-        configuration: dict[str, Any] = {"kind": field.kind, "version": 1}
+        configuration: dict[str, Any] = {"kind": field.kind, "version": layout.CODEC_VERSION[field.codec]}
         if field.kind == "ids":
             configuration["vocab_size"] = field.vocab_size
-        codecs = [{"name": "logitstore.exact", "configuration": configuration}]
+        codecs = [{"name": f"logitstore.{field.codec}", "configuration": configuration}]
     sharding = {
         "chunk_shape": list(field.chunk_shape),
         "codecs": codecs,

@@ -7,7 +7,6 @@ JSON Schema is ``spec/manifest.schema.json``; `Manifest.from_json` checks the sa
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import re
 import sys
@@ -16,29 +15,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from logitstore import layout
+from logitstore.container.codec_record import CodecRecord
 from logitstore.container.fields import DOCUMENT_FIELDS, DOCUMENTS_PER_SHARD, Field, row_fields
+from logitstore.container.file_record import FileRecord
 from logitstore.container.files import LocalFiles
+from logitstore.container.invariants import Bound
 from logitstore.errors import CorruptDataError, TruncatedDataError, UnsupportedVersionError
 
 if TYPE_CHECKING:
+    from logitstore.container.fields import BookSource
     from logitstore.container.files import StoreFiles
 
-__all__ = ["FileRecord", "Manifest", "is_store"]
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """Size and sha256 of a file of the store."""
-
-    bytes: int
-    sha256: str
-
-    @classmethod
-    def of(cls, path: Path) -> FileRecord:
-        """Read a local file and describe it."""
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            return cls(file.tell(), digest)
+__all__ = ["Manifest", "is_store"]
 
 
 def is_store(path: Path) -> bool:
@@ -88,6 +76,8 @@ class Manifest:
         ``"zarr"`` or ``"webdataset"``.
     shard_bytes, index_file
         Of a WebDataset store: bytes up to which a tar is filled, and ``documents.idx``.
+    codec
+        How ids, values and counts are coded.
     """
 
     store_id: str
@@ -115,15 +105,23 @@ class Manifest:
     container: str = "zarr"
     shard_bytes: int = 0
     index_file: FileRecord | None = None
+    codec: CodecRecord = field(default_factory=CodecRecord)
 
     @property
     def format_version(self) -> str:
-        """The lowest version of the format that knows the container."""
-        return ".".join(map(str, layout.FORMAT_VERSION_OF_CONTAINER[self.container]))
+        """The lowest version of the format that knows the container and the codec."""
+        version = max(
+            layout.FORMAT_VERSION_OF_CONTAINER[self.container], layout.FORMAT_VERSION_OF_CODEC[self.codec.name]
+        )
+        return ".".join(map(str, version))
 
     @property
     def row_fields(self) -> tuple[Field, ...]:
         """Arrays with one row per token."""
+        return self.fields_with(None)
+
+    def fields_with(self, books: BookSource | None) -> tuple[Field, ...]:
+        """Return the same arrays, ready to decode chunks of the compact codec with these codebooks."""
         return row_fields(
             slots=self.slots,
             vocab_size=self.vocab_size,
@@ -131,7 +129,17 @@ class Manifest:
             counts=self.has_counts,
             temperatures=len(self.temperatures),
             rows_per_shard=self.rows_per_shard,
+            codec=self.codec.name,
+            books=books,
         )
+
+    @property
+    def bound(self) -> Bound:
+        """How far values may be from the teacher's: by this store's codec, or by that of the store it was made from."""
+        if self.codec.is_lossy or "recoded_from" not in self.build:
+            return Bound(self.codec.max_kl, self.codec.max_error)
+        source = CodecRecord.from_json(self.build["recoded_from"])
+        return Bound(source.max_kl, source.max_error)
 
     @property
     def row_shards(self) -> int:
@@ -158,12 +166,13 @@ class Manifest:
     def to_json(self) -> bytes:
         """Return the bytes of ``manifest.json``."""
         content = dataclasses.asdict(self)
-        head = {"format": layout.FORMAT_NAME, "format_version": self.format_version}
+        head: dict[str, Any] = {"format": layout.FORMAT_NAME, "format_version": self.format_version}
         if self.container == "zarr":
             for name in _LATER:
                 del content[name]
-        codec = {"codec": {"name": "logitstore.exact", "version": 1}}
-        return (json.dumps({**head, **codec, **content}, indent=1, allow_nan=False) + "\n").encode()
+        head["codec"] = self.codec.to_json()
+        del content["codec"]
+        return (json.dumps({**head, **content}, indent=1, allow_nan=False) + "\n").encode()
 
     @classmethod
     def read(cls, store: StoreFiles | Path) -> Manifest:
@@ -204,16 +213,13 @@ class Manifest:
             raise UnsupportedVersionError(
                 f"the store has format version {version}, this logitstore reads up to {layout.FORMAT_VERSION[0]}.x"
             )
-        codec = content.get("codec")
-        _require(isinstance(codec, dict), "codec is an object", codec)
-        if (codec.get("name"), codec.get("version")) != ("logitstore.exact", 1):
-            raise UnsupportedVersionError(f"codec {codec} is not known to this logitstore")
+        codec = CodecRecord.from_json(content.get("codec"))
         container = content.get("container", "zarr")
         _require(isinstance(container, str), "container is a str", container)
         if container not in layout.FORMAT_VERSION_OF_CONTAINER:
             raise UnsupportedVersionError(f"container {container!r} is not known to this logitstore")
-        known = {item.name: item for item in dataclasses.fields(cls)}
-        values: dict[str, Any] = {}
+        known = {item.name: item for item in dataclasses.fields(cls) if item.name != "codec"}
+        values: dict[str, Any] = {"codec": codec}
         for name, item in known.items():
             if name in _LATER and name not in content and container == "zarr":
                 continue
@@ -237,7 +243,17 @@ class Manifest:
         _require(0 <= self.documents <= self.rows, "documents are at most as many as rows", self.documents)
         _require(0 <= self.entries <= self.rows * self.slots, "entries fit the slots", self.entries)
         _require(0 <= self.record_bytes <= layout.MAX_SHARD_RECORD_BYTES, "record_bytes is in range", self.record_bytes)
+        _require(self.codec.max_kl is None or self.values == "logprob", "max_kl bounds log-probabilities", self.values)
+        if "recoded_from" in self.build:
+            CodecRecord.from_json(self.build["recoded_from"])
+        arrays = {field.name for field in self.row_fields if field.kind in ("ids", "values")}
+        for books in self.codec.codebooks:
+            _require(not books.files or set(books.files) == arrays, f"a set has codebooks for {arrays}", books)
         if self.complete:
+            _require(
+                bool(self.codec.codebooks) == (self.codec.name == "compact" and self.rows > 0),
+                "a complete store of the compact codec has codebooks for row 0", self.codec.codebooks,
+            )  # fmt: skip
             for name in ("documents_file", "shard_table"):
                 _require(getattr(self, name) is not None, f"a complete store has a {name}", None)
             if self.container == "webdataset":
@@ -273,11 +289,7 @@ def _checked(name: str, annotation: str, value: Any) -> Any:
     elif annotation in ("bool", "str"):
         _require(type(value).__name__ == annotation, f"{name} is a {annotation}", value)
     elif annotation.startswith("FileRecord"):
-        if value is None:
-            return None
-        sound = isinstance(value, dict) and _is_whole(value.get("bytes"))
-        _require(sound and _is_hex(value.get("sha256"), 64), f"{name} has bytes and sha256", value)
-        return FileRecord(value["bytes"], value["sha256"])
+        return None if value is None else FileRecord.from_json(name, value)
     elif annotation.startswith("tuple"):
         sound = isinstance(value, list) and all(
             type(number) in (int, float) and 0 < number <= sys.float_info.max for number in value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from logitstore.container.durable import canonical_json, write_atomically
@@ -31,6 +31,8 @@ class Progress:
         Bytes of ``documents.jsonl`` that speak of those documents.
     cursor
         Where the producer has to start again; its own words.
+    codebooks, loss
+        Of the ``compact`` codec: `BookChooser.state`, and the sums of a `LossMeter`.
     """
 
     shards: int = 0
@@ -39,10 +41,12 @@ class Progress:
     entries: int = 0
     documents_bytes: int = 0
     cursor: dict[str, Any] | None = None
+    codebooks: list[dict[str, Any]] | None = None
+    loss: dict[str, Any] | None = None
 
     def write(self, store: Path) -> None:
         """Make this the durable state."""
-        write_atomically(store / PROGRESS_FILE, canonical_json(asdict(self)).encode() + b"\n")
+        write_atomically(store / PROGRESS_FILE, canonical_json(vars(self)).encode() + b"\n")
 
     @classmethod
     def read(cls, store: Path) -> Progress:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from logitstore import layout
 from logitstore.container.durable import canonical_json
+from logitstore.container.file_record import FileRecord
 from logitstore.container.files import TABLE_BLOCK_BYTES
-from logitstore.container.manifest import FileRecord
 from logitstore.errors import CorruptDataError, TruncatedDataError
 
 if TYPE_CHECKING:

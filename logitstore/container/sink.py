@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from logitstore.container.loss_meter import LossMeter
     from logitstore.container.manifest import Manifest
     from logitstore.container.progress import Progress
     from logitstore.container.shard_table import ShardRecord
@@ -56,6 +57,8 @@ class Commit:
     entries: int
     """Of this shard alone."""
     cursor: dict[str, Any] | None
+    losses: list[LossMeter]
+    """What quantising lost in this shard, in the order of its rows."""
 
 
 class ShardSink(Protocol):

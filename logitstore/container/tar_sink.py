@@ -14,7 +14,7 @@ import numpy as np
 from logitstore import layout
 from logitstore.container.document import DocumentHeader, EncodedDocument, encode_document
 from logitstore.container.durable import canonical_json, cut_file, publish, sync_directory, sync_file
-from logitstore.container.manifest import FileRecord
+from logitstore.container.file_record import FileRecord
 from logitstore.container.shard_table import ShardRecord, tar_record_bytes_for
 from logitstore.container.sink import Commit, Entry
 from logitstore.container.tar_index import IndexRecord, shard_name, tar_key
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor, Future
     from pathlib import Path
 
+    from logitstore.container.loss_meter import LossMeter
     from logitstore.container.manifest import Manifest
     from logitstore.container.progress import Progress
+    from logitstore.container.row_coder import RowCoder
     from logitstore.stopwatch import Stopwatch
 
 __all__ = ["DEFAULT_SHARD_BYTES", "TarSink"]
@@ -43,12 +45,15 @@ class TarSink:
     least one.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, pool: Executor, backlog: int, watch: Stopwatch) -> None:
+    def __init__(
+        self, path: Path, manifest: Manifest, coder: RowCoder, pool: Executor, backlog: int, watch: Stopwatch
+    ) -> None:
         self.record_bytes = tar_record_bytes_for(manifest.row_fields)
         self.bytes_written = 0
         self.open_entries = 0
         self._path = path
         self._manifest = manifest
+        self._coder = coder
         self._fields = manifest.row_fields
         self._pool = pool
         self._backlog = backlog
@@ -91,7 +96,7 @@ class TarSink:
             manifest.vocab_size, len(manifest.temperatures),
         )  # fmt: skip
         with self._watch.measure("encode"):
-            return encode_document(header, self._fields, entry.rows)
+            return encode_document(header, self._fields, entry.rows, self._coder)
 
     def _write_oldest(self) -> Iterator[Callable[[], Commit]]:
         entry, future = self._pending[0]
@@ -131,7 +136,10 @@ class TarSink:
         self._number += 1
         self._sizes.update(tar.sizes)
         self.open_entries -= tar.entries
-        return Commit(record, following.first_row, following.document, following.line[0], tar.entries, following.cursor)
+        return Commit(
+            record, following.first_row, following.document, following.line[0], tar.entries, following.cursor,
+            tar.losses,
+        )  # fmt: skip
 
     def finish(self) -> tuple[list[ShardRecord], dict[str, Any]]:
         """See `ShardSink`."""
@@ -169,6 +177,7 @@ class _TarWriter:
         self.first = first
         self.sizes: Counter[str] = Counter()
         self.entries = 0
+        self.losses: list[LossMeter] = []
         self._last = first
         self._path = path
         self._temporary = path.with_name(f".{path.name}.partial")
@@ -185,6 +194,7 @@ class _TarWriter:
         self._member(f"{tar_key(entry.document)}.json", about)
         offset = self._member(f"{tar_key(entry.document)}.lgt", encoded.data)
         self.sizes.update(encoded.bytes_by_field)
+        self.losses += encoded.losses
         self._last = entry
         return offset
 

@@ -16,10 +16,14 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from logitstore import layout
+from logitstore.container.book_choice import BookChooser
 from logitstore.container.durable import canonical_json, cut_file, sync_directory, sync_file, write_atomically
-from logitstore.container.invariants import Violation, check_rows
-from logitstore.container.manifest import FileRecord, Manifest, is_store
+from logitstore.container.file_record import FileRecord
+from logitstore.container.invariants import EXACT, Bound, Violation, check_rows
+from logitstore.container.loss_meter import LossMeter
+from logitstore.container.manifest import Manifest, is_store
 from logitstore.container.progress import PROGRESS_FILE, Progress
+from logitstore.container.row_coder import RowCoder
 from logitstore.container.sink import Commit, Entry, ShardSink
 from logitstore.container.tar_sink import TarSink
 from logitstore.container.zarr_sink import ZarrSink
@@ -27,9 +31,11 @@ from logitstore.errors import CorruptDataError, InvalidArgumentError
 from logitstore.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
+    from logitstore.codec.compact import Codebook
+    from logitstore.container.codec_record import CodebookSet, CodecRecord
     from logitstore.records import RowBatch, TokenDocument
 
 __all__ = ["DOCUMENTS_FILE", "StoreWriter", "prepare_directory", "refuse_directory"]
@@ -77,7 +83,19 @@ class StoreWriter:
     holds_maximum
         Whether every row keeps its most probable id; see `check_rows`.
     watch
-        Gets the seconds of ``encode``, ``check`` and ``write``.
+        Gets the seconds of ``encode``, ``check``, ``train`` and ``write``.
+    total_rows
+        Rows the store will have, where that is known; codebooks of the ``compact`` codec are sized by it.
+    codebooks
+        Sets of codebooks to use instead of training any, and the codebooks of each by array: those of the store whose
+        rows are written, which then get the same bytes. What the manifest says of losses stays as it is.
+    bound
+        Of the values that are appended, if they have been quantised before.
+
+    Attributes
+    ----------
+    on_training
+        Called with the part of a training of codebooks that is done, 0 to 1, by the thread that appends; None at first.
 
     Examples
     --------
@@ -96,20 +114,34 @@ class StoreWriter:
         workers: int = 2,
         holds_maximum: bool = True,
         watch: Stopwatch | None = None,
+        total_rows: int | None = None,
+        codebooks: Sequence[tuple[CodebookSet, dict[str, Codebook]]] | None = None,
+        bound: Bound = EXACT,
     ) -> None:
         self.path = path
         self.manifest = manifest
+        self.on_training: Callable[[float], None] | None = None
         self._holds_maximum = holds_maximum
+        self._bound = bound
         self._watch = watch or Stopwatch()
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="logitstore-encode")
         backlog = 2 * workers
+        coder = RowCoder(manifest.row_fields)
         self._sink: ShardSink = (
-            TarSink(path, manifest, self._pool, backlog, self._watch)
+            TarSink(path, manifest, coder, self._pool, backlog, self._watch)
             if manifest.container == "webdataset"
-            else ZarrSink(path, path / DOCUMENTS_FILE, manifest, self._pool, backlog, self._watch)
+            else ZarrSink(path, path / DOCUMENTS_FILE, manifest, coder, self._pool, backlog, self._watch)
         )
         self.progress = Progress.read(path)
         self._start_files()
+        self._measures_loss = manifest.codec.is_lossy and codebooks is None
+        self._loss = LossMeter.from_json(self.progress.loss) if self.progress.loss else LossMeter()
+        self._chooser = None
+        if manifest.codec.name == "compact":
+            self._chooser = BookChooser(
+                path, manifest, coder, committed_rows=self.progress.rows, state=self.progress.codebooks or [],
+                total_rows=total_rows, given=codebooks, on_training=self._training, watch=self._watch,
+            )  # fmt: skip
         self._checks: deque[tuple[int, Future[list[Violation]]]] = deque()
         self._row = self.progress.rows
         self._document = self.progress.documents
@@ -194,8 +226,16 @@ class StoreWriter:
         skip = max(0, min(length, self.progress.rows - first))
         if skip < length:
             self._check(first, rows)
-        for seal in self._sink.append(Entry(number, first, about, (start, self._documents.tell()), rows, skip, cursor)):
-            self._commit(seal)
+        entry = Entry(number, first, about, (start, self._documents.tell()), rows, skip, cursor)
+        if self._chooser is None:
+            self._append([entry])
+        else:
+            self._append(self._chooser.take(entry))
+
+    def _append(self, entries: Iterable[Entry]) -> None:
+        for entry in entries:
+            for seal in self._sink.append(entry):
+                self._commit(seal)
 
     def _check(self, first: int, rows: RowBatch) -> None:
         self._checks.append((first, self._pool.submit(self._violations, rows)))
@@ -209,6 +249,7 @@ class StoreWriter:
                 vocab_size=self.manifest.vocab_size,
                 values=self.manifest.values,
                 holds_maximum=self._holds_maximum,
+                bound=self._bound,
             )
 
     def _finish_check(self) -> None:
@@ -227,6 +268,8 @@ class StoreWriter:
         self._table.write(commit.record.to_line(self._sink.record_bytes))
         sync_file(self._table)
         self._entries += commit.entries
+        for loss in commit.losses:
+            self._loss.merge(loss)
         progress = Progress(
             shards=commit.record.shard + 1,
             rows=commit.rows,
@@ -234,12 +277,16 @@ class StoreWriter:
             entries=self._entries,
             documents_bytes=commit.documents_bytes,
             cursor=commit.cursor,
+            codebooks=None if self._chooser is None else self._chooser.state,
+            loss=self._loss.to_json() if self._measures_loss else None,
         )
         progress.write(self.path)
         self.progress = progress  # others look at it meanwhile: what it says is on disk
 
     def finish(self) -> Manifest:
         """Commit the last shard, write the records and all metadata, and call the store complete."""
+        if self._chooser is not None:
+            self._append(self._chooser.flush())
         for seal in self._sink.flush():
             self._commit(seal)
         sync_file(self._documents)
@@ -256,6 +303,7 @@ class StoreWriter:
             record_bytes=self._sink.record_bytes,
             documents_file=FileRecord.of(self.path / DOCUMENTS_FILE),
             shard_table=FileRecord.of(self.path / layout.SHARD_TABLE_FILE),
+            codec=self._codec_record(),
             **described,
         )
         self._sink.describe(manifest)
@@ -264,6 +312,21 @@ class StoreWriter:
         sync_directory(self.path)
         self.manifest = manifest
         return manifest
+
+    def _training(self, part: float) -> None:
+        if self.on_training is not None:
+            self.on_training(part)
+
+    def _codec_record(self) -> CodecRecord:
+        """Return what the manifest says of the codec when all is written."""
+        record = self.manifest.codec
+        if self._chooser is None:
+            return record
+        self._chooser.clear_away()
+        record = dataclasses.replace(record, codebooks=self._chooser.sets)
+        if self._measures_loss:
+            record = dataclasses.replace(record, loss=self._loss.record(has_kl=self.manifest.values == "logprob"))
+        return record
 
     def close(self) -> None:
         """Stop without finishing: what is committed stays, the shard in flight is dropped."""

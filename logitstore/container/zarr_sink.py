@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from logitstore import layout
-from logitstore.container.chunk_stream import ChunkStream
+from logitstore.container.chunk_stream import ChunkStream, encode_alone
 from logitstore.container.durable import sync_directory, write_atomically
 from logitstore.container.fields import DOCUMENT_FIELDS, DOCUMENTS_PER_SHARD, array_metadata, group_metadata
+from logitstore.container.row_coder import RowCoder, array_of
 from logitstore.container.shard_table import ShardRecord, record_bytes_for
 from logitstore.container.sink import Commit, Entry
 
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
     from pathlib import Path
 
+    from logitstore.container.file_record import FileRecord
     from logitstore.container.manifest import Manifest
     from logitstore.container.progress import Progress
-    from logitstore.records import RowBatch
     from logitstore.stopwatch import Stopwatch
 
 __all__ = ["ZarrSink"]
@@ -32,7 +33,14 @@ class ZarrSink:
     """See `ShardSink`. A shard is full when it has ``rows_per_shard`` of the manifest."""
 
     def __init__(
-        self, path: Path, documents: Path, manifest: Manifest, pool: Executor, backlog: int, watch: Stopwatch
+        self,
+        path: Path,
+        documents: Path,
+        manifest: Manifest,
+        coder: RowCoder,
+        pool: Executor,
+        backlog: int,
+        watch: Stopwatch,
     ) -> None:
         self._path = path
         self._documents_file = documents
@@ -40,12 +48,15 @@ class ZarrSink:
         self._fields = manifest.row_fields
         self.record_bytes = max(record_bytes_for(self._fields), record_bytes_for(DOCUMENT_FIELDS))
         self.open_entries = 0
-        self._streams = {
-            field.name: ChunkStream(path, field, manifest, manifest.rows_per_shard, pool, backlog, watch)
-            for field in self._fields
-        }
+        together = (coder.fields, coder.encode)
+        alone = [((field,), encode_alone(field)) for field in self._fields if field not in coder.fields]
+        self._streams = [
+            ChunkStream(path, fields, encode, manifest, manifest.rows_per_shard, pool, backlog, watch)
+            for fields, encode in (together, *alone)
+        ]
         self._document_streams = [
-            ChunkStream(path, field, manifest, DOCUMENTS_PER_SHARD, pool, 2, watch) for field in DOCUMENT_FIELDS
+            ChunkStream(path, [field], encode_alone(field), manifest, DOCUMENTS_PER_SHARD, pool, 2, watch)
+            for field in DOCUMENT_FIELDS
         ]
         self._shards = 0
         self._row = 0
@@ -54,7 +65,7 @@ class ZarrSink:
     @property
     def bytes_written(self) -> int:
         """See `ShardSink`."""
-        return sum(stream.bytes_written for stream in self._streams.values())
+        return sum(stream.bytes_written for stream in self._streams)
 
     def start(self, progress: Progress) -> None:
         """See `ShardSink`."""
@@ -63,7 +74,7 @@ class ZarrSink:
             directory.mkdir(exist_ok=True)
             for leftover in directory.glob(".*.partial"):
                 leftover.unlink()
-        for stream in self._streams.values():
+        for stream in self._streams:
             stream.seek(progress.shards)
         self._shards, self._row = progress.shards, progress.rows
 
@@ -75,8 +86,9 @@ class ZarrSink:
         while start < len(rows):
             boundary = (self._shards + 1) * self._manifest.rows_per_shard
             stop = min(len(rows), start + boundary - self._row)
-            for name, stream in self._streams.items():
-                stream.append(_array_of(rows, name)[start:stop])
+            part = {field.name: array_of(rows, field.name)[start:stop] for field in self._fields}
+            for stream in self._streams:
+                stream.append(part)
             self.open_entries += int(np.count_nonzero(rows.ids[start:stop] != layout.UNUSED_ID))
             self._row += stop - start
             start = stop
@@ -90,12 +102,16 @@ class ZarrSink:
 
     def _seal(self, cursor: dict[str, Any] | None) -> Commit:
         assert self._last is not None
-        files = {name: stream.finish_shard() for name, stream in self._streams.items()}
+        finished = [stream.finish_shard() for stream in self._streams]
+        files = {name: file for found, _ in finished for name, file in found.items()}
+        losses = [loss for _, found in finished for loss in found]
         for field in self._fields:
             sync_directory(self._path / field.name)
         first = self._shards * self._manifest.rows_per_shard
         record = ShardRecord(self._shards, first, self._row - first, files)
-        commit = Commit(record, self._row, self._last.document + 1, self._last.line[1], self.open_entries, cursor)
+        commit = Commit(
+            record, self._row, self._last.document + 1, self._last.line[1], self.open_entries, cursor, losses
+        )
         self._shards += 1
         self.open_entries = 0
         return commit
@@ -105,9 +121,11 @@ class ZarrSink:
         records: list[ShardRecord] = []
         ends = self._document_ends()
         while len(block := np.fromiter(itertools.islice(ends, DOCUMENTS_PER_SHARD), np.dtype((np.int64, 2)))):
-            for column, stream in enumerate(self._document_streams):
-                stream.append(block[:, column])
-            files = {stream.field.name: stream.finish_shard() for stream in self._document_streams}
+            part = {field.name: block[:, column] for column, field in enumerate(DOCUMENT_FIELDS)}
+            files: dict[str, FileRecord] = {}
+            for stream in self._document_streams:
+                stream.append(part)
+                files |= stream.finish_shard()[0]
             records.append(ShardRecord(len(records), len(records) * DOCUMENTS_PER_SHARD, len(block), files))
         for field in DOCUMENT_FIELDS:
             sync_directory(self._path / field.name)
@@ -142,9 +160,5 @@ class ZarrSink:
 
     def close(self) -> None:
         """See `ShardSink`."""
-        for stream in (*self._streams.values(), *self._document_streams):
+        for stream in (*self._streams, *self._document_streams):
             stream.abandon()
-
-
-def _array_of(rows: RowBatch, name: str) -> Any:
-    return rows.values if name in ("logprobs", "logits") else getattr(rows, name)

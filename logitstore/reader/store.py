@@ -10,9 +10,11 @@ import numpy as np
 
 from logitstore import layout
 from logitstore.codec import CutRows
+from logitstore.container.codebooks import StoreBooks, books_of
 from logitstore.container.fields import DOCUMENT_FIELDS
+from logitstore.container.file_record import FileRecord
 from logitstore.container.files import LocalFiles, files_at
-from logitstore.container.manifest import FileRecord, Manifest
+from logitstore.container.manifest import Manifest
 from logitstore.container.progress import Progress
 from logitstore.container.writer import DOCUMENTS_FILE
 from logitstore.errors import CorruptDataError, InvalidArgumentError, TruncatedDataError
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from logitstore.codec import RowFormat
+    from logitstore.codec.compact import Codebook
+    from logitstore.container.codec_record import CodebookSet
     from logitstore.container.files import StoreFiles
     from logitstore.reader.row_files import RowFiles
 
@@ -60,7 +64,8 @@ def open_store(
         identities and what decoding itself notices.
     order
         Order of the entries of a row: ``"logit"`` sorts them by falling logit, so that ``ids[:, :8]`` are the eight
-        most probable; ``"stored"`` leaves them in ascending order of ids, as plain Zarr gives them, and is faster.
+        most probable; ``"stored"`` leaves them as they are stored, as plain Zarr gives them, and is faster: in
+        ascending order of ids, or, in a store of the ``compact`` codec, in no order that means anything.
     cache_bytes
         Bytes of shards that are mapped, or kept of remote files, at the same time.
     storage_options
@@ -113,24 +118,25 @@ class Store:
             raise TruncatedDataError(f"the build of this store was not finished{_how_far(files)}", path=self.path)
         self._files = files
         self._tables = TableFiles(files, self.manifest)
-        self._row_fields = {
-            "values" if field.name in ("logprobs", "logits") else field.name: field
-            for field in self.manifest.row_fields
-        }
+        books = books_of(files, self.manifest)
+        fields = self.manifest.fields_with(books)
+        self._row_fields = {"values" if field.name in ("logprobs", "logits") else field.name: field for field in fields}
         self._layout = {
             name: (field.name, np.dtype(field.dtype), field.row_shape) for name, field in self._row_fields.items()
         }
         limits: Any = {"verify": verify, "open_files": open_files, "max_bytes": max_bytes}
         self._rows: RowFiles = (
-            TarRows(files, self.manifest, self._tables, **limits)
+            TarRows(files, self.manifest, self._tables, books, **limits)
             if self.manifest.container == "webdataset"
-            else ZarrRows(files, self.manifest, **limits)
+            else ZarrRows(files, self.manifest, fields, **limits)
         )
         if verify == "full":
             self._check_digest(DOCUMENTS_FILE, self.manifest.documents_file)
             self._check_digest(layout.SHARD_TABLE_FILE, self.manifest.shard_table)
             if self.manifest.index_file is not None:
                 self._check_digest(layout.INDEX_FILE, self.manifest.index_file)
+            for name, file in self.manifest.codec.files.items():
+                self._check_digest(name, file)
 
     def _check_digest(self, name: str, record: FileRecord | None) -> None:
         """Compare a file with what the manifest says of it, which is all that vouches for it."""
@@ -300,6 +306,14 @@ class Store:
                 )  # fmt: skip
             arrays[stored] = array
         self._rows.read(start, stop, arrays)
+
+    def codebooks(self) -> list[tuple[CodebookSet, dict[str, Codebook]]]:
+        """Return the sets of codebooks of a store of the ``compact`` codec, and the codebooks of each by array."""
+        source = StoreBooks(self._files, self.manifest)
+        return [
+            (books, {array: source.book(array, file) for array, file in books.files.items()})
+            for books in self.manifest.codec.codebooks
+        ]
 
     def row_format(self, name: str) -> RowFormat:
         """Return what rows of ``ids``, ``values`` or ``counts`` hold that `read_into` cuts."""

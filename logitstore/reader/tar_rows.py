@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from logitstore.codec import CutRows
+    from logitstore.container.fields import BookSource
     from logitstore.container.files import RandomFile, StoreFiles
     from logitstore.container.manifest import Manifest
     from logitstore.reader.row_files import TableFiles
@@ -36,6 +37,7 @@ class TarRows:
         files: StoreFiles,
         manifest: Manifest,
         tables: TableFiles,
+        books: BookSource | None,
         *,
         verify: str,
         open_files: int,
@@ -44,6 +46,7 @@ class TarRows:
         self._files = files
         self._manifest = manifest
         self._tables = tables
+        self._books = books
         self._verify = verify
         self._table = ShardTable(files, manifest.record_bytes, manifest.row_shards)
         self._open: OpenFiles[RandomFile] = OpenFiles(open_files, max_bytes)
@@ -138,7 +141,9 @@ class TarRows:
             message = f"document {document} ends at byte {record.offset + record.size} of {tar.size}"
             raise CorruptDataError(message, path=self._files.place(layout.INDEX_FILE), row=record.first_row)
         try:
-            file = DocumentFile(lambda start, stop: tar.read(record.offset + start, record.offset + stop), record.size)
+            file = DocumentFile(
+                lambda start, stop: tar.read(record.offset + start, record.offset + stop), record.size, self._books
+            )
         except LogitStoreError as error:
             message = f"document {document}: {error.message}"
             path = self._files.place(shard_name(record.shard))

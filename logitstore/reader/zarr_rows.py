@@ -12,11 +12,12 @@ from logitstore.errors import CorruptDataError, TruncatedDataError
 from logitstore.reader.shard_cache import ShardCache
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from logitstore.codec import CutRows
+    from logitstore.container.fields import Field
     from logitstore.container.files import StoreFiles
     from logitstore.container.manifest import Manifest
 
@@ -26,10 +27,19 @@ __all__ = ["ZarrRows"]
 class ZarrRows:
     """See `RowFiles`. Making one compares each array's Zarr metadata with the manifest."""
 
-    def __init__(self, files: StoreFiles, manifest: Manifest, *, verify: str, open_files: int, max_bytes: int) -> None:
+    def __init__(
+        self,
+        files: StoreFiles,
+        manifest: Manifest,
+        fields: Sequence[Field],
+        *,
+        verify: str,
+        open_files: int,
+        max_bytes: int,
+    ) -> None:
         self._files = files
         self._manifest = manifest
-        self._fields = {field.name: field for field in (*manifest.row_fields, *DOCUMENT_FIELDS)}
+        self._fields = {field.name: field for field in (*fields, *DOCUMENT_FIELDS)}
         self._rows_per_shard = {name: manifest.geometry(field)[1] for name, field in self._fields.items()}
         self._check_arrays()
         self._shards = ShardCache(files, manifest, verify=verify, capacity=open_files, max_bytes=max_bytes)

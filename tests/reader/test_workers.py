@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -105,6 +106,7 @@ def _error_of(path: str) -> Exception | None:
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="counts mappings of files through /proc")
 def test_few_files_are_open_whatever_the_number_of_shards(stores: Any, tmp_path: Path) -> None:
     path = stores.make(tmp_path / "s", [200], rows_per_shard=2)
+    gc.collect()  # what other tests have left open
     before = len(os.listdir("/proc/self/fd"))
     with logitstore.open(path) as store:
         for row in range(200):

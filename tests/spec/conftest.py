@@ -39,7 +39,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         ("broken_store", "invalid_stores.json", None),
         ("broken_manifest", "invalid_stores.json", manifests),
         ("broken_tar_store", "invalid_tar_stores.json", None),
+        ("broken_compact_store", "invalid_compact_stores.json", None),
         ("broken_tar_manifest", "invalid_tar_stores.json", manifests),
+        ("broken_compact_manifest", "invalid_compact_stores.json", manifests),
     ):
         if name in metafunc.fixturenames:
             vectors = json.loads((VECTORS / file).read_text(encoding="utf-8"))

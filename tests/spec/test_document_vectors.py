@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from logitstore import layout
 from logitstore.container.document import DocumentFile, DocumentHeader, encode_document
 from logitstore.container.fields import row_fields
+from logitstore.container.row_coder import RowCoder
 from logitstore.errors import LogitStoreError, TruncatedDataError
 from logitstore.records import RowBatch
 from tests.spec.vectors import ERRORS
@@ -63,7 +64,7 @@ def _encode(header: DocumentHeader, arrays: dict[str, NDArray[Any]], rows_per_sh
         slots=header.slots, vocab_size=header.vocab_size, values="logprob" if "logprobs" in arrays else "logit",
         counts="counts" in arrays, temperatures=header.temperatures, rows_per_shard=rows_per_shard,
     )  # fmt: skip
-    return encode_document(header, fields, _batch(arrays)).data
+    return encode_document(header, fields, _batch(arrays), RowCoder(fields)).data
 
 
 def _header(about: dict[str, Any]) -> DocumentHeader:

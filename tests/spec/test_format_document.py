@@ -42,6 +42,7 @@ def test_no_other_json_blocks(text: str) -> None:
     assert set(re.findall(r"^```json (.*)$", text, re.MULTILINE)) == {
         "manifest",
         "manifest-webdataset",
+        "codec-compact",
         "document",
         "shard-record",
         "tar-record",
@@ -59,7 +60,7 @@ def test_manifest(spec: Path, text: str) -> None:
     content = _json(text, "manifest")
     jsonschema.validate(content, json.loads((spec / "manifest.schema.json").read_text()))
     Manifest.from_json(content)
-    table = text[text.index("## 4. Manifest") : text.index("```json manifest")]
+    table = text[text.index("## 4. Manifest") : text.index("`complete` is false from")]
     documented = {
         key for line in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for key in re.findall(r"`(\w+)`", line)
     }
@@ -68,6 +69,17 @@ def test_manifest(spec: Path, text: str) -> None:
     assert Manifest.from_json(tars).row_shards == 2
     assert documented == set(tars)
     assert set(tars) - set(content) == {"container", "shard_bytes", "index_file"}
+
+
+def test_compact_codec(spec: Path, text: str) -> None:
+    content = _json(text, "manifest") | {"format_version": "1.2", "codec": _json(text, "codec-compact")}
+    jsonschema.validate(content, json.loads((spec / "manifest.schema.json").read_text()))
+    manifest = Manifest.from_json(content)
+    assert json.loads(manifest.to_json())["codec"] == content["codec"]
+    assert manifest.format_version == "1.2"
+    table = text[text.index("| key of `codec` |") : text.index("```json codec-compact")]
+    documented = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", table, re.MULTILINE))))
+    assert documented | {"name", "version"} == set(content["codec"])
 
 
 def test_zarr_metadata(text: str) -> None:

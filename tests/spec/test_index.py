@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-INDEXES = {"1.0": "INDEX.json", "1.1": "INDEX-1.1.json"}
+INDEXES = {"1.0": "INDEX.json", "1.1": "INDEX-1.1.json", "1.2": "INDEX-1.2.json"}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,11 @@ def test_the_indexes_are_those_that_were_published(spec: Path) -> None:
     digests = {
         name: hashlib.sha256((spec / "vectors" / name).read_bytes()).hexdigest()[:16] for name in INDEXES.values()
     }
-    assert digests == {"INDEX.json": "0c15792a67f6d30a", "INDEX-1.1.json": "6d62c7a74261b0f9"}
+    assert digests == {
+        "INDEX.json": "0c15792a67f6d30a",
+        "INDEX-1.1.json": "6d62c7a74261b0f9",
+        "INDEX-1.2.json": "d1be7e169dad5615",
+    }
 
 
 def test_no_vector_is_in_two_indexes(indexes: dict[str, dict[str, str]], index: dict[str, str]) -> None:
@@ -65,20 +69,22 @@ def test_every_vector_is_listed(spec: Path, index: dict[str, str]) -> None:
 
 
 def test_every_rule_has_a_vector(spec: Path, index: dict[str, str]) -> None:
-    rules = set(re.findall(r"^\| ([CSDT]\d+) \|", (spec / "FORMAT.md").read_text(encoding="utf-8"), re.MULTILINE))
+    text = "".join((spec / name).read_text(encoding="utf-8") for name in ("FORMAT.md", "COMPACT.md"))
+    rules = set(re.findall(r"^\| ([CSDTK]\d+) \|", text, re.MULTILINE))
     named = set()
-    for name in ("invalid_stores.json", "invalid_tar_stores.json"):
+    for name in ("invalid_stores.json", "invalid_tar_stores.json", "invalid_compact_stores.json"):
         broken = json.loads((spec / "vectors" / name).read_text(encoding="utf-8"))
         named |= {vector["rule"] for vector in broken}
         assert len({vector["name"] for vector in broken}) == len(broken)
-    named |= {found[1].upper() for name in index if (found := re.match(r"invalid(?:_documents)?/([cd]\d+)_", name))}
+    named |= {found[1].upper() for name in index if (found := re.match(r"(?:compact/)?invalid\w*/([cdk]\d+)_", name))}
     assert named == rules
 
 
 def test_stores_are_small(spec: Path) -> None:
-    for store in ("logprob.zarr", "logit.zarr", "wide.zarr", "plain.wds", "drawn.wds", "nothing.wds"):
-        files = (spec / "vectors" / "stores" / store).rglob("*")
-        assert sum(path.stat().st_size for path in files if path.is_file()) < 60_000
+    stores = [path for path in (spec / "vectors" / "stores").iterdir() if path.is_dir()]
+    assert len(stores) == 8
+    for store in stores:
+        assert sum(path.stat().st_size for path in store.rglob("*") if path.is_file()) < 60_000, store
 
 
 def test_vectors_are_never_written_over(spec: Path) -> None:

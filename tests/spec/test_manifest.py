@@ -46,12 +46,12 @@ def tar_manifest(spec: Path) -> dict[str, Any]:
 
 
 def test_written_manifests_validate(spec: Path, schema: jsonschema.Draft202012Validator) -> None:
-    versions = {".zarr": "1.0", ".wds": "1.1"}
+    versions = {".zarr": "1.0", ".wds": "1.1", "compact.zarr": "1.2", "quantised.wds": "1.2"}
     paths = list((spec / "vectors" / "stores").glob("*/manifest.json"))
-    assert len(paths) == 6
+    assert len(paths) == 8
     for path in paths:
         content = json.loads(path.read_bytes())
-        assert content["format_version"] == versions[path.parent.suffix]
+        assert content["format_version"] == versions.get(path.parent.name, versions[path.parent.suffix])
         schema.validate(content)
         Manifest.read(path.parent)
 

@@ -44,8 +44,8 @@ def find(digest: bytes) -> Codebook:
         return _BOOKS[digest]
     except KeyError:
         raise TruncatedDataError(
-            f"codebook {digest.hex()} is not loaded: open the store it lies in with logitstore.open first, or hand its "
-            "file to logitstore.codec.compact.register"
+            f"codebook {digest.hex()} is not loaded: open the store it lies in with logitstore.zarr.open (a store in "
+            "tars with logitstore.wds.urls), or hand its file to logitstore.codec.compact.register"
         ) from None
 
 

@@ -105,7 +105,7 @@ def _value_book(quantiser: Quantiser, levels: NDArray[np.uint16], counts: NDArra
     bases = np.where(used, levels, np.uint16(0xFFFF)).min(axis=1).astype(np.int64)
     distances = (levels.astype(np.int64) - bases[:, None])[used]
     bounds = (
-        np.unique(np.quantile(bases, (0.25, 0.5, 0.75))).astype(np.uint32) if len(bases) else np.empty(0, np.uint32)
+        np.unique(np.quantile(bases, (0.25, 0.5, 0.75)).astype(np.uint32)) if len(bases) else np.empty(0, np.uint32)
     )
     bounds = bounds[bounds > (bases.min() if len(bases) else 0)]
     parts = np.searchsorted(bounds, bases, side="right") * COLUMN_CONTEXTS
