@@ -1,4 +1,4 @@
-"""Sizes as people write them: ``256MB``, ``1GiB``."""
+"""Numbers as people write them: ``256MB`` and ``1GiB``, ``10e9`` and ``300M``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 import click
 
-__all__ = ["SIZE"]
+__all__ = ["COUNT", "SIZE"]
 
 _UNITS = {
     "": 1,
@@ -36,3 +36,21 @@ class _Size(click.ParamType[int]):
 
 SIZE = _Size()
 """Parameter type: a number of bytes, with a decimal or binary unit."""
+
+
+class _Count(click.ParamType[int]):
+    name = "count"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        text = str(value).strip().upper().replace(",", "").replace("_", "")
+        match = re.fullmatch(r"(\d+(?:\.\d+)?(?:E\+?\d{1,2})?)([KMBT]?)", text)
+        count = int(float(match[1]) * 1000 ** " KMBT".index(match[2] or " ")) if match else 0
+        if not 1 <= count < 1 << 63:
+            self.fail(f"{value!r} is not a number like 128256, 10e9 or 300M", param, ctx)
+        return count
+
+
+COUNT = _Count()
+"""Parameter type: a number of things, written out, with an exponent, or with K, M, B or T for a thousand and so on."""
