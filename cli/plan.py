@@ -10,8 +10,7 @@ from .render import decimal_bytes, percent, print_json, progress_bar, stderr, st
 from .sizes import COUNT, SIZE
 
 if TYPE_CHECKING:
-    from logitstore.audit.plan import Plan
-    from logitstore.audit.plan_line import PlanLine
+    from logitstore.audit.planning import Plan, PlanLine
 
 __all__ = ["command"]
 
@@ -55,7 +54,7 @@ def command(
       logitstore plan --vocab 128256 --tokens 10e9
       logitstore plan --store sample.zarr --tokens 10e9 --budget 5TB
     """  # noqa: D301
-    from logitstore.audit.plan import plan
+    from logitstore.audit.planning import plan
 
     if sample is None and (vocab_size is None or tokens is None):
         raise click.UsageError("without --store, both --vocab and --tokens are needed")

@@ -3,8 +3,7 @@
 from logitstore.audit.bench import BenchResult, bench
 from logitstore.audit.documents import DocumentView, show_document
 from logitstore.audit.inspect import summarise
-from logitstore.audit.plan import Plan, plan
-from logitstore.audit.plan_line import PlanLine
+from logitstore.audit.planning import Plan, PlanLine, plan
 from logitstore.audit.plot import plot_stats
 from logitstore.audit.report import Problem, Report
 from logitstore.audit.stats import Stats, collect

@@ -10,8 +10,9 @@ import pytest
 import logitstore
 from logitstore import layout
 from logitstore.audit import PlanLine, collect, plan, summarise
-from logitstore.audit.plan_codecs import CODECS, CompactRows, exact_size, kl_from_teacher
-from logitstore.audit.plan_sample import Draws, Top, TopP, read_sample
+from logitstore.audit.planning.codecs import CODECS, CompactRows, exact_size, kl_from_teacher
+from logitstore.audit.planning.sample import read_sample
+from logitstore.audit.planning.selections import Draws, Top, TopP
 from logitstore.errors import InvalidArgumentError, LogitStoreError, TruncatedDataError
 
 if TYPE_CHECKING:
@@ -233,7 +234,8 @@ def test_without_a_sample(tmp_path: Path) -> None:
     assert all(line.kl is None is line.kept_mass for line in found.lines)
     assert found.recommended is None
     assert {found.fits(line) for line in found.lines} == {True, False}
-    assert {line.selection for line in plan(vocab_size=10, tokens=1).lines} == {"k = 8", "5 % (k = 1)"}
+    for vocab_size, expected in ((10, {"k = 8", "5 % (k = 1)"}), (5, {"k = 5"})):
+        assert {line.selection for line in plan(vocab_size=vocab_size, tokens=1).lines} == expected
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from logitstore.audit.plan_codecs import CODECS
-from logitstore.audit.plan_line import PlanLine
-from logitstore.audit.plan_sample import FRACTIONS, Top
+from logitstore.audit.planning.codecs import CODECS
+from logitstore.audit.planning.line import PlanLine
+from logitstore.audit.planning.selections import FRACTIONS, Top
 from logitstore.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ def estimated_lines(vocab_size: int, top_k: Sequence[int]) -> list[PlanLine]:
     if wrong := [k for k in top_k if not 1 <= k <= vocab_size]:
         raise InvalidArgumentError(f"k is 1 to {vocab_size}, the size of the vocabulary, asked for {wrong[0]}")
     shares = {} if top_k else {math.floor(share * vocab_size + 0.5): share for share in FRACTIONS}
-    ks = sorted({*top_k} or {k for k in _LADDER if k <= vocab_size} | {k for k in shares if k})
+    ladder = {k for k in _LADDER if k <= vocab_size} | {k for k in shares if k}
+    ks = sorted({*top_k} or ladder or {vocab_size})
     return [_line(Top(k, shares.get(k)), codec.name, codec.flags, vocab_size) for k in ks for codec in CODECS]
 
 

@@ -1,4 +1,4 @@
-"""The rows of a sample store that a plan looks at, and what other selections would have kept of them."""
+"""Selections that a plan tries, and what each would have kept of a sample's rows."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from logitstore import layout
+from logitstore.audit.planning.sample import NO_LABEL
 from logitstore.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -16,55 +17,15 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from logitstore.audit.plan_codecs import Columns
-    from logitstore.reader import Store
+    from logitstore.audit.planning.codecs import Columns
+    from logitstore.audit.planning.sample import SampleRows
 
-__all__ = ["Draws", "Kept", "SampleRows", "Top", "TopP", "ladder", "read_sample"]
+__all__ = ["Draws", "Kept", "Selecting", "Top", "TopP", "ladder"]
 
-MAX_ENTRIES = 1 << 25
-"""A plan looks at no more entries than these: about 2 GB of memory at the most."""
 LADDER = (8, 16, 32, 50, 64, *(1 << power for power in range(7, 18)))
 FRACTIONS = (0.01, 0.05)
 NUCLEI = (0.9, 0.95, 0.99)
 DRAWS = 50
-LEAST_MASS_OF_DRAWS = 0.99
-"""Draws are made of what the sample keeps; with less of the probability than this, too many would be missing."""
-_PIECE_ROWS = 512
-_NO_LABEL = -2
-_NOT_KEPT = -1
-
-
-@dataclass(frozen=True)
-class SampleRows:
-    """Rows of a sample, the first three quarters for training.
-
-    Attributes
-    ----------
-    ids
-        ``(R, K)`` uint32, most probable first, unused slots last.
-    logprobs
-        ``(R, K)`` float16.
-    labels
-        ``(R,)`` int64: at which place the label is; -1 where it is not kept, -2 where there is none.
-    vocab_size
-        Of the teacher.
-    training
-        Rows that codebooks are trained on; the others are measured.
-    pieces
-        Places of the sample that the rows are from.
-    """
-
-    ids: NDArray[np.uint32]
-    logprobs: NDArray[np.float16]
-    labels: NDArray[np.int64]
-    vocab_size: int
-    training: int
-    pieces: int
-
-    @property
-    def used(self) -> NDArray[np.bool_]:
-        """``(R, K)``, true where a slot holds an entry."""
-        return np.asarray(self.ids != layout.UNUSED_ID)
 
 
 @dataclass(frozen=True)
@@ -93,15 +54,22 @@ class Kept:
 
 
 class Selecting(Protocol):
-    """A selection: its name, the flags of ``logitstore build``, the slots of a row, and what it keeps."""
+    """A selection that can be tried."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What people read."""
+
     @property
-    def flags(self) -> str: ...
+    def flags(self) -> str:
+        """Of ``logitstore build``."""
+
     @property
-    def slots(self) -> int: ...
-    def keep(self, rows: SampleRows) -> Kept: ...
+    def slots(self) -> int:
+        """Entries a row has room for."""
+
+    def keep(self, rows: SampleRows) -> Kept:
+        """Return what it keeps."""
 
 
 @dataclass(frozen=True)
@@ -223,45 +191,6 @@ def ladder(rows: SampleRows, selection: dict[str, Any], asked: Sequence[int]) ->
     return [*(found[k] for k in sorted(found)), *nuclei]
 
 
-def read_sample(store: Store, most_rows: int) -> SampleRows:
-    """Read rows of a store opened by falling logit: all, or pieces that are spread evenly over it.
-
-    Raises
-    ------
-    InvalidArgumentError
-        The store has fewer than 8 rows, or keeps nothing but random draws.
-    """
-    manifest = store.manifest
-    slots = manifest.selection.get("top_k", 0) if manifest.has_counts else store.k_max
-    if not slots:
-        raise InvalidArgumentError(
-            "a sample of random draws does not say which ids are the most probable: build it with --top-k, "
-            "--top-fraction or --top-p", path=store.path,
-        )  # fmt: skip
-    if manifest.rows < 8:
-        raise InvalidArgumentError(f"a sample has 8 rows at least, found {manifest.rows}", path=store.path)
-    most = max(8, min(most_rows, MAX_ENTRIES // slots))
-    size = min(manifest.rows if manifest.rows <= most else _PIECE_ROWS, most)
-    pieces = max(1, min(manifest.rows, most) // size)
-    starts = np.linspace(0, manifest.rows - size, pieces).astype(int).tolist()
-    parts = [_read(store, start, start + size, slots) for start in starts]
-    ids, logprobs, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    if not (ids[:, 0] != layout.UNUSED_ID).any():
-        raise InvalidArgumentError("none of the sample's rows holds entries", path=store.path)
-    return SampleRows(ids, logprobs, labels, store.vocab_size, len(ids) * 3 // 4, pieces)
-
-
-def _read(store: Store, start: int, stop: int, slots: int) -> tuple[NDArray[Any], ...]:
-    rows = store.read(start, stop, ["ids", "values", "lse", "label_logprob"])
-    tokens = store.read_field("tokens", start, min(stop + 1, len(store.rows)))
-    ids = rows.ids[:, :slots]
-    logprobs = np.where(ids == layout.UNUSED_ID, -np.inf, rows.logprobs[:, :slots]).astype(np.float16)
-    labels = np.append(tokens[1:], np.full(stop - start + 1 - len(tokens), layout.UNUSED_ID, np.uint32))
-    at_label = (ids == labels[:, None]) & (ids != layout.UNUSED_ID)
-    places = np.where(at_label.any(axis=1), at_label.argmax(axis=1), _NOT_KEPT)
-    return ids, logprobs, np.where(np.isnan(rows.label_logprob), _NO_LABEL, places)
-
-
 def _kept(
     rows: SampleRows,
     wanted: NDArray[np.bool_],
@@ -283,7 +212,7 @@ def _kept(
     columns = {name: _of_width(array, slots) for name, array in columns.items()}
     filled = wanted.any(axis=1)
     mass = np.exp(columns["values"][filled].astype(np.float32)).sum(axis=1, dtype=np.float64)
-    labelled = np.flatnonzero(rows.labels != _NO_LABEL)
+    labelled = np.flatnonzero(rows.labels != NO_LABEL)
     at = rows.labels[labelled]
     inside = (at >= 0) & (at < width) & wanted[labelled, np.clip(at, 0, width - 1)]
     return Kept(

@@ -5,35 +5,32 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from logitstore.audit.plan_codecs import CODECS, CodecSetting, CompactRows, Loss, Size, exact_size
-from logitstore.audit.plan_estimate import estimated_lines
-from logitstore.audit.plan_line import PlanLine
-from logitstore.audit.plan_sample import DRAWS, LEAST_MASS_OF_DRAWS, Draws, SampleRows, ladder, read_sample
+from logitstore.audit.planning.estimate import estimated_lines
+from logitstore.audit.planning.measure import measured_lines
+from logitstore.audit.planning.sample import read_sample
+from logitstore.audit.planning.selections import DRAWS, Draws, ladder
 from logitstore.errors import InvalidArgumentError
 from logitstore.reader import open_store
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
-    from numpy.typing import NDArray
-
-    from logitstore.audit.plan_codecs import Columns
-    from logitstore.audit.plan_sample import Kept, Selecting
-    from logitstore.container.manifest import Manifest
+    from logitstore.audit.planning.line import PlanLine
+    from logitstore.audit.planning.sample import SampleRows
+    from logitstore.audit.planning.selections import Selecting
     from logitstore.reader import Store
 
 __all__ = ["Plan", "plan"]
 
 ROWS = 32768
+LEAST_MASS_OF_DRAWS = 0.99
+"""Draws are made of what the sample keeps; with less of the probability than this, too many would be missing."""
 _TRAINING_ROWS_OF_A_BUILD = 1 << 17
-_STEPS = 100
-"""Progress of a selection: training of its codebook, then its codecs."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +109,7 @@ def plan(
     With a sample, rows of it are cut to each selection and really encoded with each codec: codebooks are trained on the
     first three quarters, bytes and KL are those of the others. Only selections that the sample holds can be planned, so
     give it as many entries as you would ever keep. Without a sample, bytes are estimated
-    (`logitstore.audit.plan_estimate`), and nothing is said of what is kept.
+    (`logitstore.audit.planning.estimate`), and nothing is said of what is kept.
 
     The same sample and arguments give the same plan. Memory is bounded, by about 2 GB for the widest samples.
 
@@ -169,7 +166,7 @@ def plan(
         found = read_sample(store, rows)
         expected = tokens or manifest.rows
         selections, notes = _selections(found, store, top_k)
-        lines = list(_measured(found, selections, expected, manifest, progress))
+        lines = list(measured_lines(found, selections, expected, manifest, progress))
     trained, measured = found.training, len(found.ids) - found.training
     head = (
         f"{len(found.ids):,} of the sample's {manifest.rows:,} rows were used, from {found.pieces} places: codebooks "
@@ -206,97 +203,6 @@ def _selections(rows: SampleRows, store: Store, top_k: Sequence[int]) -> tuple[l
                 f"they are drawn from all of it; {LEAST_MASS_OF_DRAWS:.0%} would do"
             )
     return selections, notes
-
-
-def _measured(
-    rows: SampleRows,
-    selections: Sequence[Selecting],
-    expected: int,
-    manifest: Manifest,
-    progress: Callable[[int, int], None] | None,
-) -> Iterator[PlanLine]:
-    other = _other_bytes(manifest)
-    flags = _flags(manifest)
-
-    def report(number: int, part: float) -> None:
-        if progress is not None:
-            progress(int(_STEPS * (number + 0.8 * part)), _STEPS * len(selections))
-
-    for number, selection in enumerate(selections):
-        kept = selection.keep(rows)
-        if kept.capped <= 0.5:  # a cap that decides most rows makes it a top-k with another name
-            for codec, size, loss in _sizes(rows, kept, expected, partial(report, number)):
-                yield _line(rows, selection, kept, codec, size, loss, expected, other, flags)
-        report(number + 1, 0.0)
-
-
-def _sizes(
-    rows: SampleRows, kept: Kept, expected: int, progress: Callable[[float], None]
-) -> Iterator[tuple[CodecSetting, Size, Loss]]:
-    """Encode the rows behind those for training with every codec; what they lose is of rows with entries."""
-    training, measured = _split(kept.columns, rows.training)
-    values = measured["values"]
-    filled = (values > -np.inf).any(axis=1)
-    yield CODECS[0], exact_size(measured, rows.vocab_size), Loss.of(values[filled], values[filled])
-    compact = CompactRows(training, measured, vocab_size=rows.vocab_size, expected_rows=expected, progress=progress)
-    for codec in CODECS[1:]:
-        size, coded = compact.coded(codec.bounds or {})
-        yield codec, size, Loss.of(coded["values"][filled], coded["stored"][filled])
-
-
-def _split(columns: Columns, at: int) -> tuple[Columns, Columns]:
-    return {name: array[:at] for name, array in columns.items()}, {name: array[at:] for name, array in columns.items()}
-
-
-def _line(
-    rows: SampleRows,
-    selection: Selecting,
-    kept: Kept,
-    codec: CodecSetting,
-    size: Size,
-    loss: Loss,
-    expected: int,
-    other: float,
-    flags: str,
-) -> PlanLine:
-    measured = len(rows.ids) - rows.training
-    drawn = isinstance(selection, Draws)
-    parts = {name: part / measured for name, part in size.fields.items()}
-    parts |= {"codebooks": size.codebooks / expected, "other": other}
-    return PlanLine(
-        selection=selection.name,
-        codec=codec.name,
-        flags=" ".join(flag for flag in (selection.flags, codec.flags, flags) if flag),
-        entries=kept.entries,
-        bytes_per_token=sum(parts.values()),
-        bytes_by_part=parts,
-        codebook_bytes=size.codebooks,
-        capped=kept.capped,
-        kept_mass=float(kept.mass.mean()),
-        kept_mass_p1=float(np.quantile(kept.mass, 0.01)),
-        label_kept=kept.label_kept,
-        kl_left_out=None if drawn else _mean(loss.left_out),
-        kl_of_codec=_mean(loss.of_codec),
-        kl=None if drawn else _mean(loss.from_teacher),
-    )
-
-
-def _mean(values: NDArray[np.float64]) -> float:
-    return float(values.mean()) if len(values) else 0.0
-
-
-def _other_bytes(manifest: Manifest) -> float:
-    """Bytes a row of everything but entries: what the sample takes for it, less what does not grow with a store."""
-    arrays = {"tokens", "lse", "label_logprob", "mask", "lse_T"}
-    size = sum(size for name, size in manifest.bytes_by_field.items() if name in arrays)
-    documents = 0 if manifest.documents_file is None else manifest.documents_file.bytes
-    return (size + documents + 2 * 8 * manifest.documents) / manifest.rows
-
-
-def _flags(manifest: Manifest) -> str:
-    """Return what the sample was built with that changes the bytes of other fields."""
-    flags = [f"--temperature {temperature:g}" for temperature in manifest.temperatures]
-    return " ".join([*(["--rows masked"] if manifest.build.get("rows") == "masked" else []), *flags])
 
 
 def _by_size(lines: Sequence[PlanLine]) -> tuple[PlanLine, ...]:
