@@ -4,7 +4,8 @@
 
 The teacher is run over the beginning of the text. Codebooks are trained on the first rows, everything is measured on
 the ones behind them; a codebook's bytes are spread over the rows of a store that is assumed. Bytes are those of ids and
-values and of all that decoding them needs. See `fidelity_rows.distances` for what is compared.
+values and of all that decoding them needs. See `fidelity_rows.distances` for what is compared. With 5 % of 50,257 ids and
+37,000 rows it takes 5 GB of memory.
 """
 
 from __future__ import annotations
@@ -131,9 +132,12 @@ def main(
     whole = teacher_rows(teacher, text, rows=train_rows + rows, widest=widest, seq_len=seq_len)
     if len(whole.ids) < train_rows + rows:
         raise click.BadParameter(f"the text has {len(whole.ids)} rows, asked for {train_rows + rows}")
+    ks = ks or (16, 50, 128, 512, round(SHARE * whole.vocab_size))
+    if not 0 < min(ks) <= max(ks) < whole.vocab_size:
+        raise click.BadParameter(f"k is 1 to {whole.vocab_size - 1}, found {sorted(ks)}", param_hint="--k")
     training, measured = whole[:train_rows], whole[train_rows:]
     table = []
-    for k in track(ks or (16, 50, 128, 512, round(SHARE * whole.vocab_size)), "codecs"):
+    for k in track(ks, "codecs"):
         (first, _), (columns, exact) = training.top(k), measured.top(k)
         for point in (
             *peers(columns, exact, whole.vocab_size, distillkit),

@@ -146,8 +146,8 @@ def _advise(plan: Plan) -> None:
     if plan.sample is not None:
         stderr().print(
             "kept: probability of the kept ids, mean; 1% keep: 1 % of rows keep at most this; labels: labels that are "
-            "kept. KL in nats: of what the selection leaves out, of what the codec loses, and of what is stored from "
-            "the teacher, which is both.", markup=False,
+            "kept. KL to the teacher in nats: what the selection leaves out, what the codec loses (of kept ids and of "
+            "the sum of all others), and both together.", markup=False,
         )  # fmt: skip
     for note in plan.notes:
         stderr().print(f"note: {note}.", markup=False)

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     Columns = dict[str, NDArray[Any]]
     """``ids`` ``(R, K)`` uint32 ascending, ``values`` float16 and maybe ``counts`` uint8, unused slots last."""
 
-__all__ = ["CODECS", "CodecSetting", "CompactRows", "Loss", "Size", "exact_size", "kl_from_teacher"]
+__all__ = ["CODECS", "LEAST_TAIL", "CodecSetting", "CompactRows", "Loss", "Size", "exact_size"]
 
+LEAST_TAIL = 1e-4
+"""Log-probabilities stored as float16 sum to 1 within about so much."""
 _INDEX_ENTRY_BYTES = 16
 """A shard's index has offset and length of each chunk."""
 
@@ -78,53 +80,39 @@ class Size:
 class Loss:
     """What rows lose, in nats, ``(R,)`` each.
 
+    With ``p`` the teacher's probabilities, ``S`` the kept ids, ``a = sum_S p``, ``p̂`` what is stored and
+    ``â = sum_S p̂``:
+
     Attributes
     ----------
     left_out
-        What a selection leaves out: that of entries stored as they are.
-    of_codec
-        Generalised KL of the kept entries, which bounds of the codec speak of.
-    from_teacher
-        Both together. See `kl_from_teacher`.
-    """
-
-    left_out: NDArray[np.float64]
-    of_codec: NDArray[np.float64]
-    from_teacher: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, values: NDArray[Any], stored: NDArray[Any]) -> Loss:
-        """Compare log-probabilities ``(R, K)`` with what is stored of them."""
-        return cls(kl_from_teacher(values, values), generalised_kl(values, stored), kl_from_teacher(values, stored))
-
-
-def kl_from_teacher(values: NDArray[Any], stored: NDArray[Any]) -> NDArray[np.float64]:
-    """Return the KL of stored entries, renormalised, from the whole teacher, ``(R,)``.
-
-    With ``p`` the teacher's probabilities, ``p̂`` the stored ones and ``q = p̂ / sum(p̂)`` it is ``sum(q·log(q/p))``,
-    which for entries stored as they are is ``-log(sum(p))``: the least that any distribution over the kept ids can
-    have. (In the other direction it is infinite for all that leave ids out.)
-
-    Parameters
-    ----------
-    values, stored
-        ``(R, K)`` log-probabilities over the whole vocabulary; unused slots hold -inf in both. 0 for a row without
-        entries.
+        ``-log(a)``: KL of the kept entries, renormalised, from the whole teacher; the least that any distribution over
+        ``S`` has.
+    of_kept
+        ``sum_S p·log(p/p̂) − p + p̂``, the generalised KL that bounds of the codec speak of.
+    of_tail
+        The same of all other ids as one bucket, which holds ``1 − a`` and is stored as ``1 − â``: what the codec does
+        to a loss with a tail bucket, besides. Both are at least LEAST_TAIL, which is what float16 can tell.
 
     Examples
     --------
-    >>> kl_from_teacher(np.log([[0.5, 0.3]]), np.log([[0.5, 0.3]])).round(4).tolist()
-    [0.2231]
+    >>> loss = Loss.of(np.log([[0.5, 0.3]]), np.log([[0.45, 0.3]]))
+    >>> [float(part[0].round(4)) for part in (loss.left_out, loss.of_kept, loss.of_tail)]
+    [0.2231, 0.0027, 0.0054]
     """
-    values, stored = np.asarray(values, np.float64), np.asarray(stored, np.float64)
-    used = values > -np.inf
-    p_stored = np.where(used, np.exp(stored), 0)
-    total = p_stored.sum(axis=-1)
-    some = total > 0
-    total = np.where(some, total, 1)
-    difference = np.subtract(stored, values, out=np.zeros_like(values), where=used)
-    # Probabilities rounded to float16 may sum to a little more than 1.
-    return np.where(some, np.maximum((p_stored * difference).sum(axis=-1) / total - np.log(total), 0), 0)
+
+    left_out: NDArray[np.float64]
+    of_kept: NDArray[np.float64]
+    of_tail: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, values: NDArray[Any], stored: NDArray[Any]) -> Loss:
+        """Compare log-probabilities ``(R, K)`` of rows with entries with what is stored of them."""
+        kept, kept_stored = (np.exp(np.asarray(array, np.float64)).sum(axis=1) for array in (values, stored))
+        tail, tail_stored = np.maximum(1 - kept, LEAST_TAIL), np.maximum(1 - kept_stored, LEAST_TAIL)
+        of_tail = tail * np.log(tail / tail_stored) - tail + tail_stored
+        # Probabilities rounded to float16 may sum to a little more than 1.
+        return cls(np.maximum(-np.log(kept), 0), generalised_kl(values, stored), of_tail)
 
 
 def exact_size(columns: Columns, vocab_size: int) -> Size:

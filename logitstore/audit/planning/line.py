@@ -34,14 +34,10 @@ class PlanLine:
         Probability that a row keeps: mean, and the 1st percentile of rows. None in an estimate, as all below.
     label_kept
         Share of the labels that are kept.
-    kl_left_out
-        What the selection leaves out, as KL in nats: ``-log`` of the kept probability, mean over rows. It is the least
-        that any distribution over the kept ids has from the teacher. None for random draws, which are without bias.
-    kl_of_codec
-        What the codec loses of the kept entries: generalised KL ``sum p·log(p/p̂) − p + p̂``, mean over rows.
-    kl
-        Both together: KL of the stored entries, renormalised, from the whole teacher (`kl_from_teacher`), mean over
-        rows. None for random draws.
+    kl_left_out, kl_of_kept, kl_of_tail
+        Mean over rows, in nats: what the selection leaves out, what the codec loses of the kept entries, and of the sum
+        of all others. `logitstore.audit.planning.codecs.Loss` defines them. ``kl_left_out`` is None for random draws,
+        which have no bias, only noise.
     """
 
     selection: str
@@ -57,5 +53,16 @@ class PlanLine:
     kept_mass_p1: float | None = None
     label_kept: float | None = None
     kl_left_out: float | None = None
-    kl_of_codec: float | None = None
-    kl: float | None = None
+    kl_of_kept: float | None = None
+    kl_of_tail: float | None = None
+
+    @property
+    def kl_of_codec(self) -> float | None:
+        """What the codec loses in all."""
+        return None if self.kl_of_kept is None or self.kl_of_tail is None else self.kl_of_kept + self.kl_of_tail
+
+    @property
+    def kl(self) -> float | None:
+        """What selection and codec lose together; None where one of them is."""
+        codec = self.kl_of_codec
+        return None if self.kl_left_out is None or codec is None else self.kl_left_out + codec

@@ -96,8 +96,8 @@ def _line(
         kept_mass_p1=float(np.quantile(kept.mass, 0.01)),
         label_kept=kept.label_kept,
         kl_left_out=None if drawn else _mean(loss.left_out),
-        kl_of_codec=_mean(loss.of_codec),
-        kl=None if drawn else _mean(loss.from_teacher),
+        kl_of_kept=_mean(loss.of_kept),
+        kl_of_tail=_mean(loss.of_tail),
     )
 
 

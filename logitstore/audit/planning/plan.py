@@ -77,7 +77,7 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON; `PlanLine` says what the numbers are."""
         lines = [
-            {**dataclasses.asdict(line), "total_bytes": self.total(line), "fits": self.fits(line)}
+            {**dataclasses.asdict(line), "kl": line.kl, "total_bytes": self.total(line), "fits": self.fits(line)}
             for line in self.lines
         ]
         best = self.recommended
