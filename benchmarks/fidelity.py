@@ -4,8 +4,8 @@
 
 The teacher is run over the beginning of the text. Codebooks are trained on the first rows, everything is measured on
 the ones behind them; a codebook's bytes are spread over the rows of a store that is assumed. Bytes are those of ids and
-values and of all that decoding them needs. See `fidelity_rows.distances` for what is compared. With 5 % of 50,257 ids and
-37,000 rows it takes 5 GB of memory.
+values and of all that decoding them needs. See `fidelity_rows.distances` for what is compared. With 5 % of 50,257 ids
+and 37,000 rows it takes 5 GB of memory.
 """
 
 from __future__ import annotations

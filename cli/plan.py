@@ -79,7 +79,7 @@ def _print(plan: Plan) -> None:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     table.add_column("selection", no_wrap=True)
     table.add_column("codec", no_wrap=True)
-    measured = ("ids", "B/token", "total", "kept", "1% keep", "labels", "KL left out", "KL codec", "KL")
+    measured = ("ids", "B/token", "total", "kept", "1% keep", "labels", "left out", "by codec", "KL")
     for name in measured if plan.sample is not None else ("B/token", "total"):
         table.add_column(name, justify="right", no_wrap=True)
     if plan.budget is not None:
@@ -89,7 +89,7 @@ def _print(plan: Plan) -> None:
         fits = [] if plan.budget is None else ["yes" if plan.fits(line) else "no"]
         style = "bold" if line is best else None if plan.fits(line) in (True, None) else "dim"
         cells = _estimate_cells(plan, line) if plan.sample is None else _cells(plan, line)
-        table.add_row(line.selection, line.codec, *cells, *fits, style=style)
+        table.add_row(line.selection, line.codec.removeprefix("compact "), *cells, *fits, style=style)
     stdout().print(table)
 
 
@@ -103,8 +103,8 @@ def _estimate_cells(plan: Plan, line: PlanLine) -> list[str]:
 
 def _cells(plan: Plan, line: PlanLine) -> list[str]:
     return [
-        f"{line.entries:,.1f}".removesuffix(".0"),
-        f"{line.bytes_per_token:,.1f}",
+        f"{line.entries:,.{1 if line.entries < 100 else 0}f}".removesuffix(".0"),
+        f"{line.bytes_per_token:,.{1 if line.bytes_per_token < 100 else 0}f}",
         decimal_bytes(plan.total(line)),
         percent(line.kept_mass),
         percent(line.kept_mass_p1),
@@ -145,9 +145,9 @@ def _advise(plan: Plan) -> None:
         console.print("for a recommendation, give a --budget", markup=False)
     if plan.sample is not None:
         stderr().print(
-            "kept: probability of the kept ids, mean; 1% keep: 1 % of rows keep at most this; labels: labels that are "
-            "kept. KL to the teacher in nats: what the selection leaves out, what the codec loses (of kept ids and of "
-            "the sum of all others), and both together.", markup=False,
+            "All codecs but exact are --codec compact. kept: probability of the kept ids, mean; 1% keep: 1 % of rows "
+            "keep at most this; labels: labels that are kept. KL to the teacher in nats: what the selection leaves "
+            "out, what the codec loses (of kept ids and of the sum of all others), and both together.", markup=False,
         )  # fmt: skip
     for note in plan.notes:
         stderr().print(f"note: {note}.", markup=False)

@@ -12,7 +12,7 @@ from logitstore import layout
 from logitstore.audit import PlanLine, collect, plan, summarise
 from logitstore.audit.planning.codecs import CODECS, LEAST_TAIL, CompactRows, Loss, exact_size
 from logitstore.audit.planning.sample import read_sample
-from logitstore.audit.planning.selections import Draws, Top, TopP
+from logitstore.audit.planning.selections import Draws, Top, TopP, usual_tops
 from logitstore.errors import InvalidArgumentError, LogitStoreError, TruncatedDataError
 
 if TYPE_CHECKING:
@@ -145,8 +145,8 @@ def test_a_top_p_sample_does_not_say_what_comes_behind_its_rows(stores: Any, tmp
     path = stores.make(tmp_path / "s", [90], slots=12, ragged=True, selection=selection)
     assert {line.selection for line in plan(path).lines} <= {
         "1 % (k = 1)",
-        "top-p 0.93, at most 12",
-        "top-p 0.9, at most 12",
+        "top-p 0.93 (≤ 12)",
+        "top-p 0.9 (≤ 12)",
     }
     with pytest.raises(InvalidArgumentError, match="1 most probable ids of every row, asked for 2"):
         plan(path, top_k=[2])
@@ -229,6 +229,12 @@ def test_estimates_hold_what_was_measured(vocab_size: int, k: int, codec: str, m
     """Bytes a row of ``benchmarks/RESULTS.md``; of the compact codec with 8 for what is not ids and values."""
     line = line_of(plan(vocab_size=vocab_size, tokens=1000, top_k=[k]), f"k = {k:,}", codec)
     assert line.bytes_at_least < measured < line.bytes_per_token
+
+
+def test_a_share_stands_for_the_k_beside_it() -> None:
+    tops = usual_tops(50_257, 2513)
+    assert sorted(tops) == [8, 16, 32, 50, 64, 128, 256, 503, 1024, 2513]
+    assert [tops[k].flags for k in (503, 1024, 2513)] == ["--top-fraction 0.01", "--top-k 1024", "--top-fraction 0.05"]
 
 
 def test_without_a_sample(tmp_path: Path) -> None:

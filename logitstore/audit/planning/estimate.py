@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from logitstore.audit.planning.codecs import CODECS
 from logitstore.audit.planning.line import PlanLine
-from logitstore.audit.planning.selections import FRACTIONS, Top
+from logitstore.audit.planning.selections import Top, usual_tops
 from logitstore.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["estimated_lines"]
 
-_LADDER = (8, 16, 32, 50, 64, 128, 256, 512)
+_WIDEST = 512
+"""The largest k that is not a share of the vocabulary."""
 _MEASURED = {
     "exact": ((0.70, 1.15), (8.7, 10.0)),
     "compact lossless": ((0.17, 0.50), (8.2, 11.9)),
@@ -48,10 +49,15 @@ def estimated_lines(vocab_size: int, top_k: Sequence[int]) -> list[PlanLine]:
     """
     if wrong := [k for k in top_k if not 1 <= k <= vocab_size]:
         raise InvalidArgumentError(f"k is 1 to {vocab_size}, the size of the vocabulary, asked for {wrong[0]}")
-    shares = {} if top_k else {math.floor(share * vocab_size + 0.5): share for share in FRACTIONS}
-    ladder = {k for k in _LADDER if k <= vocab_size} | {k for k in shares if k}
-    ks = sorted({*top_k} or ladder or {vocab_size})
-    return [_line(Top(k, shares.get(k)), codec.name, codec.flags, vocab_size) for k in ks for codec in CODECS]
+    tops = {k: Top(k) for k in top_k} or _ladder(vocab_size)
+    return [_line(tops[k], codec.name, codec.flags, vocab_size) for k in sorted(tops) for codec in CODECS]
+
+
+def _ladder(vocab_size: int) -> dict[int, Top]:
+    usual = usual_tops(vocab_size, vocab_size)
+    return {k: top for k, top in usual.items() if k <= _WIDEST or top.share is not None} or {
+        vocab_size: Top(vocab_size)
+    }
 
 
 def _line(selection: Top, codec: str, flags: str, vocab_size: int) -> PlanLine:

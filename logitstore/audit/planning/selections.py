@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from logitstore.audit.planning.codecs import Columns
     from logitstore.audit.planning.sample import SampleRows
 
-__all__ = ["Draws", "Kept", "Selecting", "Top", "TopP", "ladder"]
+__all__ = ["Draws", "Kept", "Selecting", "Top", "TopP", "ladder", "usual_tops"]
 
 LADDER = (8, 16, 32, 50, 64, *(1 << power for power in range(7, 18)))
 FRACTIONS = (0.01, 0.05)
@@ -105,7 +105,7 @@ class TopP:
     @property
     def name(self) -> str:
         """What people read."""
-        return f"top-p {self.p:g}, at most {self.slots:,}"
+        return f"top-p {self.p:g} (≤ {self.slots:,})"
 
     @property
     def flags(self) -> str:
@@ -178,17 +178,20 @@ def ladder(rows: SampleRows, selection: dict[str, Any], asked: Sequence[int]) ->
         )
     if asked:
         return [Top(k) for k in sorted(set(asked))]
-    found: dict[int, Selecting] = {k: Top(k) for k in LADDER if k <= whole}
-    shares = {math.floor(share * V + 0.5): share for share in FRACTIONS}
-    if "top_fraction" in selection:
-        shares[slots] = selection["top_fraction"]
-    found |= {k: Top(k, share) for k, share in shares.items() if 1 <= k <= whole}
+    found = usual_tops(V, whole)
     if whole == slots:
-        found.setdefault(slots, Top(slots))
+        found[slots] = Top(slots, selection.get("top_fraction"))
     nuclei: list[Selecting] = [TopP(p, slots) for p in NUCLEI if p < selection.get("top_p", 1)]
     if "top_p" in selection:
         nuclei.append(TopP(selection["top_p"], slots))
     return [*(found[k] for k in sorted(found)), *nuclei]
+
+
+def usual_tops(vocab_size: int, most: int) -> dict[int, Top]:
+    """Return a ladder of k up to ``most``; of a k and a share of the vocabulary that are nearly the same, the share."""
+    shares = {math.floor(share * vocab_size + 0.5): share for share in FRACTIONS}
+    found = {k: Top(k, share) for k, share in shares.items() if 1 <= k <= most}
+    return found | {k: Top(k) for k in LADDER if k <= most and all(max(k, n) >= 1.25 * min(k, n) for n in found)}
 
 
 def _kept(
