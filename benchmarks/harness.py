@@ -62,7 +62,7 @@ def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> 
 
 
 def show(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print a table; numbers are given three or four digits."""
+    """Print a table; numbers are given three or four digits, None is a dash."""
     table = Table(title=title, title_justify="left")
     for name, value in rows[0].items():
         table.add_column(name, justify="left" if isinstance(value, str) else "right")
@@ -76,7 +76,9 @@ def write_json(path: Path | None, tables: Mapping[str, Sequence[Mapping[str, Any
         path.write_text(json.dumps({"machine": machine(), **tables}, indent=1) + "\n")
 
 
-def _digits(value: float) -> str:
+def _digits(value: float | None) -> str:
+    if value is None:
+        return "–"
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}" if value >= 1 else f"{value:.3g}"

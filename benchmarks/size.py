@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from peers import Columns, Peer
 
 RAW = "raw uint32 + fp16"
-_TIGHT = (("ids", "DELTA_BINARY_PACKED"), ("values", "BYTE_STREAM_SPLIT"))
+TIGHT = (("ids", "DELTA_BINARY_PACKED"), ("values", "BYTE_STREAM_SPLIT"))
 PEERS: tuple[tuple[str, tuple[Peer, ...]], ...] = (
     (RAW, (Raw(),)),
-    ("Parquet + zstd 3", (Parquet("default encodings"), Parquet("delta ids, byte-split values", _TIGHT))),
+    ("Parquet + zstd 3", (Parquet("default encodings"), Parquet("delta ids, byte-split values", TIGHT))),
     (
         "Blosc2, zstd 5",
         (

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from .sizes import ROWS
+from .sizes import COUNT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,9 +23,9 @@ _OPTIONS = (
     click.option("--max-error", type=float, metavar="X", help="With compact: quantise values so that none is off by "
         "more than X, in nats."),
     click.option("--lossless", is_flag=True, help="With compact: keep values bit for bit. The default."),
-    click.option("--training-rows", type=ROWS, metavar="N", help="With compact: train codebooks on the first N rows "
+    click.option("--training-rows", type=COUNT, metavar="N", help="With compact: train codebooks on the first N rows "
         "at most. Default: 131,072."),
-    click.option("--retrain-rows", type=ROWS, metavar="N", help="With compact: after every N rows, a power of two, try "
+    click.option("--retrain-rows", type=COUNT, metavar="N", help="With compact: after every N rows, a power of two, try "
         "the codebooks on the next ones and train new ones where that is worth it. Default: 4,194,304."),
 )  # fmt: skip
 

@@ -14,6 +14,7 @@ __all__ = ["cli", "main"]
 
 _COMMANDS = {
     "build": "Run a teacher over a corpus and store its logits.",
+    "plan": "What k, selection and codec would cost and keep, before the teacher runs.",
     "inspect": "Say what is in a store; show tokens with their candidates.",
     "verify": "Check every byte and every row of a store.",
     "stats": "Kept mass, entropy, label ranks, perplexity; as a figure, too.",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "bytes_text",
+    "decimal_bytes",
     "describe",
     "key_values",
     "percent",
@@ -122,6 +123,15 @@ def bytes_text(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
+
+
+def decimal_bytes(count: float) -> str:
+    """Return a number of bytes with a decimal unit, which is what disks and budgets are sold in."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.4g} PB"
 
 
 def percent(share: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Numbers as people write them: sizes like ``256MB`` or ``1GiB``, counts like ``10e9``."""
+"""Numbers as people write them: ``256MB`` and ``1GiB``, ``10e9`` and ``300M``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 import click
 
-__all__ = ["ROWS", "SIZE"]
+__all__ = ["COUNT", "SIZE"]
 
 _UNITS = {
     "": 1,
@@ -38,18 +38,19 @@ SIZE = _Size()
 """Parameter type: a number of bytes, with a decimal or binary unit."""
 
 
-class _Rows(click.ParamType[int]):
-    name = "rows"
+class _Count(click.ParamType[int]):
+    name = "count"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        try:
-            number = float(str(value).replace(",", "").replace("_", ""))
-        except ValueError:
-            number = 0.5
-        if not 1 <= number <= 1 << 62 or number != int(number):
-            self.fail(f"{value!r} is not a number of rows like 131072 or 10e9", param, ctx)
-        return int(number)
+        if isinstance(value, int):
+            return value
+        text = str(value).strip().upper().replace(",", "").replace("_", "")
+        match = re.fullmatch(r"(\d+(?:\.\d+)?(?:E\+?\d{1,2})?)([KMBT]?)", text)
+        count = int(float(match[1]) * 1000 ** " KMBT".index(match[2] or " ")) if match else 0
+        if not 1 <= count < 1 << 63:
+            self.fail(f"{value!r} is not a number like 128256, 10e9 or 300M", param, ctx)
+        return count
 
 
-ROWS = _Rows()
-"""Parameter type: a number of rows or tokens, also as ``10e9``."""
+COUNT = _Count()
+"""Parameter type: a number of things, written out, with an exponent, or with K, M, B or T for a thousand and so on."""

@@ -212,7 +212,7 @@ def test_command_line(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (["--codec", "exact", "--lossless"], "--lossless goes with --codec compact"),
         (["--codec", "compact", "--lossless", "--max-error", "1"], "--lossless keeps every bit"),
         (["--codec", "compact", "--max-kl", "1", "--max-error", "1"], "not by both"),
-        (["--codec", "compact", "--retrain-rows", "1.5"], "not a number of rows"),
+        (["--codec", "compact", "--retrain-rows", "many"], "is not a number like"),
         ([], "--codec"),
     ],
 )

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 import pytest
 from logitstore_cli.main import main
+from logitstore_cli.render import decimal_bytes
+from logitstore_cli.sizes import COUNT, SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -122,6 +124,61 @@ def test_bench(run: Any, path: Path) -> None:
     assert code == 0
     assert "a random row" in out
     assert json.loads(run("bench", path, "--json")[1])["rows"] == 73
+
+
+def test_plan(run: Any, stores: Any, tmp_path: Path) -> None:
+    path = stores.make(tmp_path / "p", [90, 40], slots=8)  # too few rows for a codebook to pay
+    code, out, err = run("plan", "--store", path, "--tokens", "1.5M", "--budget", "1TB")
+    assert code == 0
+    assert "1,500,000 tokens, V = 97, budget 1 TB: measured on" in out
+    assert "build --teacher DIR_OR_ID --data CORPUS --top-k 8 --out teacher.zarr" in out
+    assert "130 of the sample's 130 rows were used" in " ".join(err.split())
+    code, out, _ = run("plan", "--store", path, "--top-k", 2, "--budget", "1KB")
+    assert (code, "nothing fits" in out) == (0, True)
+    content = json.loads(run("plan", "--store", path, "--top-k", 2, "--rows", 60, "--json")[1])
+    assert content["rows_trained"] + content["rows_measured"] == 60
+    assert [line["fits"] for line in content["lines"]] == [None] * 5
+
+
+def test_plan_without_a_store(run: Any) -> None:
+    code, out, _ = run("plan", "--vocab", 128256, "--tokens", "10e9", "--budget", "5TB")
+    assert code == 0
+    assert "ESTIMATED" in out
+    assert "plan --store sample.zarr --tokens 10000000000" in out
+    assert "recommended" not in out
+    assert json.loads(run("plan", "--vocab", 128256, "--tokens", "10e9", "--json")[1])["estimated"] is True
+
+
+def test_plan_says_what_it_cannot(run: Any, path: Path, tmp_path: Path) -> None:
+    for arguments in (
+        [],
+        ["--tokens", 5],
+        ["--store", path, "--vocab", 98],
+        ["--store", path, "--top-k", 6],
+        ["--store", path, "--tokens", "many"],
+        ["--store", path, "--tokens", "1e99"],
+        ["--store", path, "--budget", "0"],
+        ["--store", tmp_path / "nothing"],
+    ):
+        code, out, err = run("plan", *arguments)
+        assert (code, out) == (2, ""), arguments
+        assert "Error" in err
+    (path / "manifest.json").unlink()
+    assert run("plan", "--store", path)[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "number"),
+    [(SIZE, "5TB", 5 * 10**12), (SIZE, "1.5 GiB", 3 << 29), (COUNT, "10e9", 10**10), (COUNT, "128,256", 128_256),
+     (COUNT, "2.5B", 25 * 10**8), (COUNT, "1e+3", 1000), (COUNT, "7", 7)],
+)  # fmt: skip
+def test_numbers_as_people_write_them(kind: Any, text: str, number: int) -> None:
+    assert kind.convert(text, None, None) == number
+
+
+def test_sizes_as_people_read_them() -> None:
+    found = [decimal_bytes(size) for size in (7, 999, 999.9, 1500, 463e9, 999.6e9, 5e12, 2e15, 1e19)]
+    assert found == ["7 B", "999 B", "1 kB", "1.5 kB", "463 GB", "1 TB", "5 TB", "2 PB", "1e+04 PB"]
 
 
 @pytest.mark.parametrize("name", ["inspect", "verify", "stats", "bench"])
