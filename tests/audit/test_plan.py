@@ -73,11 +73,11 @@ def test_wider_and_finer_is_larger_and_nearer(found: Any) -> None:
     assert lines["compact lossless"].codebook_bytes > 0 == lines["exact"].codebook_bytes
 
 
-def test_codebooks_are_spread_over_the_tokens(path: Path) -> None:
+def test_codebooks_are_spread_over_the_rows_they_are_for(path: Path) -> None:
     few, many = (line_of(plan(path, tokens=n, top_k=[8]), "k = 8", "compact lossless") for n in (2000, 10**10))
-    for line, tokens in ((few, 2000), (many, 10**10)):
+    for line, tokens in ((few, 2000), (many, 1 << 22)):
         assert line.bytes_by_part["codebooks"] == pytest.approx(line.codebook_bytes / tokens)
-    assert many.bytes_by_part["codebooks"] < 0.001 < few.bytes_by_part["codebooks"]
+    assert many.bytes_by_part["codebooks"] < few.bytes_by_part["codebooks"] / 50
 
 
 def test_the_budget_decides(found: Any) -> None:
