@@ -25,7 +25,7 @@ _OPTIONS = (
     click.option("--lossless", is_flag=True, help="With compact: keep values bit for bit. The default."),
     click.option("--training-rows", type=COUNT, metavar="N", help="With compact: train codebooks on the first N rows "
         "at most. Default: 131,072."),
-    click.option("--retrain-rows", type=COUNT, metavar="N", help="With compact: after every N rows, a power of two, try "
+    click.option("--retrain-rows", type=COUNT, metavar="N", help="With compact: after every N rows, a power of 2, try "
         "the codebooks on the next ones and train new ones where that is worth it. Default: 4,194,304."),
 )  # fmt: skip
 

@@ -27,7 +27,7 @@ class PlanLine:
         Bytes a token of ``ids``, ``values``, ``counts``, ``codebooks`` and ``other`` (tokens, lse, label_logprob, mask,
         documents).
     codebook_bytes
-        Bytes of the codebooks, once for the store.
+        Bytes of a set of codebooks.
     capped
         Share of rows in which ``--max-k`` ends a top-p selection.
     kept_mass, kept_mass_p1

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["Plan", "plan"]
 
 ROWS = 32768
+ROWS_OF_A_CODEBOOK = 1 << 22
+"""After so many rows a store may get new codebooks, if the text has changed: their bytes are spread over no more."""
 LEAST_MASS_OF_DRAWS = 0.99
 """Draws are made of what the sample keeps; with less of the probability than this, too many would be missing."""
 _TRAINING_ROWS_OF_A_BUILD = 1 << 17
@@ -122,7 +124,8 @@ def plan(
         That of the sample, or None; needed without one. There is no scaling from one vocabulary to another: which ids
         a teacher keeps, and how much of its probability they hold, is a property of the teacher.
     tokens
-        Of the corpus; as many as the sample has rows, if None. Needed without a sample.
+        Of the corpus; as many as the sample has rows, if None. Needed without a sample. A codebook's bytes are spread
+        over them, up to 4,194,304.
     budget
         Bytes that the store may take.
     top_k
@@ -166,7 +169,7 @@ def plan(
         found = read_sample(store, rows)
         expected = tokens or manifest.rows
         selections, notes = _selections(found, store, top_k)
-        lines = list(measured_lines(found, selections, expected, manifest, progress))
+        lines = list(measured_lines(found, selections, min(expected, ROWS_OF_A_CODEBOOK), manifest, progress))
     trained, measured = found.training, len(found.ids) - found.training
     head = (
         f"{len(found.ids):,} of the sample's {manifest.rows:,} rows were used, from {found.pieces} places: codebooks "

@@ -63,7 +63,7 @@ def read_sample(store: Store, most_rows: int) -> SampleRows:
     Raises
     ------
     InvalidArgumentError
-        The store has fewer than 8 rows, or keeps nothing but random draws.
+        The store has fewer than 8 rows, keeps nothing but random draws, or holds quantised values.
     """
     manifest = store.manifest
     slots = manifest.selection.get("top_k", 0) if manifest.has_counts else store.k_max
@@ -71,6 +71,11 @@ def read_sample(store: Store, most_rows: int) -> SampleRows:
         raise InvalidArgumentError(
             "a sample of random draws does not say which ids are the most probable: build it with --top-k, "
             "--top-fraction or --top-p", path=store.path,
+        )  # fmt: skip
+    if manifest.bound.error:
+        raise InvalidArgumentError(
+            "the values of this store have been quantised: what a codec loses is measured on the teacher's own, so build "
+            "the sample with the exact codec", path=store.path,
         )  # fmt: skip
     if manifest.rows < 8:
         raise InvalidArgumentError(f"a sample has 8 rows at least, found {manifest.rows}", path=store.path)
