@@ -16,7 +16,9 @@ import numpy as np
 
 from logitstore import layout
 from logitstore.audit.bench_peers import RawFiles, ZarrStore, ZstdArrays
-from logitstore.codec import decode_slice, encode
+from logitstore.container.codebooks import register_codebooks
+from logitstore.container.files import LocalFiles
+from logitstore.container.row_coder import BookCodecs, RowCoder
 from logitstore.errors import InvalidArgumentError
 from logitstore.reader import open_store
 
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable
 
-    from logitstore.container.fields import Field
     from logitstore.reader import Store
 
 __all__ = ["BenchResult", "bench"]
@@ -97,9 +98,11 @@ def bench(
         if not len(store.rows):
             raise InvalidArgumentError("the store has no rows to measure", path=path)
         used = min(len(store.rows), rows or max(1, _DECODED_BYTES // (6 * store.k_max)))
-        names = ["ids", "logprobs" if store.manifest.values == "logprob" else "logits"]
+        names = [field.name for field in store.fields if field.kind in ("ids", "values")]
         say("reading")
         arrays = {name: store.read_field(name, 0, used) for name in names}
+        order = np.argsort(arrays["ids"], axis=1, kind="stable")  # which is what an encoder gets
+        arrays = {name: np.take_along_axis(array, order, axis=1) for name, array in arrays.items()}
         seconds = _throughput(store, arrays, say)
         seconds |= _latency(store, arrays, Path(scratch), say)
         entries = int(np.count_nonzero(arrays["ids"] != layout.UNUSED_ID))
@@ -125,28 +128,31 @@ def bench(
 
 def _throughput(store: Store, arrays: dict[str, Any], say: Callable[[str], None]) -> dict[str, float]:
     """Decode, encode and copy the same rows in turns, with one thread."""
-    fields = {field.name: field for field in store.manifest.row_fields}
+    coder = RowCoder(store.fields)
+    for books, parsed in store.codebooks():
+        coder.use(books.first_row, BookCodecs(parsed, store.k_max) if parsed else None)
     say("compressing with zstd for comparison")
     zstd = ZstdArrays(arrays)
     targets = {name: np.empty_like(array) for name, array in arrays.items()}
-    chunks = [(fields[name], chunk) for name, array in arrays.items() for chunk in _chunks(fields[name], array)]
-    outs = [chunk for name, array in targets.items() for chunk in _chunks(fields[name], array)]
-    encoded = [(field, _encode(field, chunk), out) for (field, chunk), out in zip(chunks, outs, strict=True)]
+    size, rows = coder.fields[0].chunk_rows, len(arrays["ids"])
+    parts = [
+        (start, {name: array[start : start + size] for name, array in arrays.items()}) for start in range(0, rows, size)
+    ]
+    coded = [(start, coder.encode(start, part).chunks) for start, part in parts]
 
     def copy_all() -> None:
         for name, array in arrays.items():
             np.copyto(targets[name], array)
 
     def decode_all() -> None:
-        for field, data, out in encoded:
-            decode_slice(
-                data, field.kind, shape=out.shape, dtype=field.dtype, start=0, stop=len(out),  # type: ignore[arg-type]
-                vocab_size=field.vocab_size, out=out,
-            )  # fmt: skip
+        for start, chunks in coded:
+            for field in coder.fields:
+                out = targets[field.name][start : start + size]
+                field.decode_chunk(memoryview(chunks[field.name]), 0, out, rows=len(out), verify=True)
 
     def encode_all() -> None:
-        for field, chunk in chunks:
-            _encode(field, chunk)
+        for start, part in parts:
+            coder.encode(start, part)
 
     say("decoding, encoding and copying")
     return _medians(
@@ -163,6 +169,7 @@ def _latency(store: Store, arrays: dict[str, Any], scratch: Path, say: Callable[
         "_memmap": RawFiles(scratch, arrays).read,
     }
     if store.manifest.container == "zarr":
+        register_codebooks(LocalFiles(Path(store.path)))
         readers["_zarr"] = ZarrStore(Path(store.path), names).read
     generator = np.random.default_rng(_SEED)
     say("looking up random rows")
@@ -202,11 +209,3 @@ def _seconds(function: Callable[..., object], *arguments: Any) -> float:
     start = time.perf_counter()
     function(*arguments)
     return time.perf_counter() - start
-
-
-def _chunks(field: Field, array: Any) -> list[Any]:
-    return [array[start : start + field.chunk_rows] for start in range(0, len(array), field.chunk_rows)]
-
-
-def _encode(field: Field, chunk: Any) -> bytes:
-    return encode(chunk, field.kind, vocab_size=field.vocab_size)  # type: ignore[arg-type]

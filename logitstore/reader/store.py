@@ -106,6 +106,8 @@ class Store:
         Directory or URL of the store.
     manifest
         What ``manifest.json`` says.
+    fields
+        Arrays with one row per token, ready to decode.
     """
 
     def __init__(
@@ -119,8 +121,10 @@ class Store:
         self._files = files
         self._tables = TableFiles(files, self.manifest)
         books = books_of(files, self.manifest)
-        fields = self.manifest.fields_with(books)
-        self._row_fields = {"values" if field.name in ("logprobs", "logits") else field.name: field for field in fields}
+        self.fields = self.manifest.fields_with(books)
+        self._row_fields = {
+            "values" if field.name in ("logprobs", "logits") else field.name: field for field in self.fields
+        }
         self._layout = {
             name: (field.name, np.dtype(field.dtype), field.row_shape) for name, field in self._row_fields.items()
         }
@@ -128,7 +132,7 @@ class Store:
         self._rows: RowFiles = (
             TarRows(files, self.manifest, self._tables, books, **limits)
             if self.manifest.container == "webdataset"
-            else ZarrRows(files, self.manifest, fields, **limits)
+            else ZarrRows(files, self.manifest, self.fields, **limits)
         )
         if verify == "full":
             self._check_digest(DOCUMENTS_FILE, self.manifest.documents_file)

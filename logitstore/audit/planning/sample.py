@@ -74,8 +74,8 @@ def read_sample(store: Store, most_rows: int) -> SampleRows:
         )  # fmt: skip
     if manifest.bound.error:
         raise InvalidArgumentError(
-            "the values of this store have been quantised: what a codec loses is measured on the teacher's own, so build "
-            "the sample with the exact codec", path=store.path,
+            "the values of this store have been quantised, but what a codec loses is measured on the teacher's own: "
+            "build the sample with the exact codec", path=store.path,
         )  # fmt: skip
     if manifest.rows < 8:
         raise InvalidArgumentError(f"a sample has 8 rows at least, found {manifest.rows}", path=store.path)
