@@ -91,6 +91,11 @@ class IdBook:
         return ranks
 
     @cached_property
+    def short_ranks(self) -> NDArray[np.unsignedinteger]:
+        """`ranks` in as few bytes as they need."""
+        return self.ranks.astype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
+
+    @cached_property
     def first_nibble(self) -> NDArray[np.int64]:
         """``(C + 1,)``: where each class's nibbles begin."""
         return np.concatenate([[0], np.cumsum(self.nibbles.sum(1, dtype=np.int64))])

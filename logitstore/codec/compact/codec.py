@@ -14,7 +14,7 @@ import numpy as np
 from logitstore import layout
 from logitstore.codec import fast_encode as exact_encode
 from logitstore.codec.compact import reference
-from logitstore.codec.compact.arranging import arrange
+from logitstore.codec.compact.arranging import arrange, count_used, rank
 from logitstore.codec.compact.chunk import build_chunk, group_log2_for, read_header
 from logitstore.codec.compact.classes import ClassScores
 from logitstore.codec.compact.codebook import Codebook, IdBook, ValueBook
@@ -50,16 +50,21 @@ class Arrangement:
         ``(R,)`` int64.
     hits
         ``(R,)`` int64: entries that are in the list of the row's class; they come first.
+    places
+        ``(R, K)`` int32: the places of these entries in that list.
     """
 
     ids: NDArray[np.uint32]
     order: NDArray[np.int64]
     classes: NDArray[np.int64]
     hits: NDArray[np.int64]
+    places: NDArray[np.int32]
 
     def __getitem__(self, rows: slice) -> Arrangement:
         """Return some of the rows."""
-        return Arrangement(self.ids[rows], self.order[rows], self.classes[rows], self.hits[rows])
+        return Arrangement(
+            self.ids[rows], self.order[rows], self.classes[rows], self.hits[rows], self.places[rows]
+        )
 
 
 class _Codec:
@@ -170,15 +175,23 @@ class IdCodec(_Codec):
         InvalidArgumentError
             A row has an id twice or one that is not below the vocabulary size.
         """
-        counts = self._counts(ids)
+        if ids.dtype != np.uint32 or ids.ndim != 2 or ids.shape[1] != self._slots:
+            raise InvalidArgumentError(f"ids are uint32 (rows, {self._slots}), found {ids.dtype} {ids.shape}")
+        ids = np.ascontiguousarray(ids)
+        counts = count_used(ids, layout.UNUSED_ID)
         if self._scores is None:
             self._scores = ClassScores.of(self._book)
-        padded = np.append(self._book.ranks, np.uint32(0xFFFFFFFF))
-        classes = self._scores.choose(padded[np.minimum(ids, np.uint32(self._book.vocab_size))], counts)
-        bad, hits, order, arranged = arrange(self._book, ids, counts, classes)
+        bad, ranked = rank(self._book, ids, counts)
+        if bad >= 0:
+            raise InvalidArgumentError(
+                f"ids are below {self._book.vocab_size}, unused slots last; row {bad} of the chunk is "
+                f"{ids[bad].tolist()[:8]}…"
+            )
+        classes = self._scores.choose(ranked, counts)
+        bad, hits, order, places, arranged = arrange(self._book, ranked, counts, classes)
         if bad >= 0:
             raise InvalidArgumentError(f"row {bad} of the chunk has an id twice")
-        return Arrangement(arranged, order, classes, hits)
+        return Arrangement(arranged, order, classes, hits, places)
 
     def encode(self, rows: Arrangement | NDArray[np.uint32], *, use_reference: bool = False) -> bytes:
         """Encode a chunk.
@@ -196,14 +209,14 @@ class IdCodec(_Codec):
             Ids are not in the order of their class, or not ids of this vocabulary.
         """
         arranged = rows if isinstance(rows, Arrangement) else self.arrange(rows)
-        ids, classes, hits = arranged.ids, arranged.classes, arranged.hits
+        ids, classes = np.ascontiguousarray(arranged.ids), arranged.classes
         if not isinstance(rows, Arrangement) and not np.array_equal(ids, rows):
             row = int((ids != rows).any(axis=1).argmax())
             raise InvalidArgumentError(
                 f"rows of the compact codec are in the order of their class, row {row} of the chunk is not: "
                 "put ids, values and counts into the order that IdCodec.arrange gives"
             )
-        counts = _used(ids, layout.UNUSED_ID)
+        counts = count_used(ids, layout.UNUSED_ID)
         group_log2 = group_log2_for(int(counts.sum()), len(ids))
         if use_reference:
             numbers = [
@@ -214,22 +227,12 @@ class IdCodec(_Codec):
         else:
             if self._encoder is None:
                 self._encoder = IdEncoder(self._book)
-            bad, lengths, words = self._encoder(ids, counts, hits, classes, group_log2)
+            bad, lengths, words = self._encoder(
+                ids, counts, arranged.hits, classes, arranged.places, group_log2
+            )
             if bad >= 0:
                 raise InvalidArgumentError(f"the codebook has no code for row {bad} of the chunk")
         return self._chunk((len(ids), self._slots), group_log2, counts, lengths, words)
-
-    def _counts(self, ids: NDArray[np.uint32]) -> NDArray[np.int64]:
-        if ids.dtype != np.uint32 or ids.ndim != 2 or ids.shape[1] != self._slots:
-            raise InvalidArgumentError(f"ids are uint32 (rows, {self._slots}), found {ids.dtype} {ids.shape}")
-        counts = _used(ids, layout.UNUSED_ID)
-        bad = ((ids >= self._book.vocab_size) & (np.arange(self._slots) < counts[:, None])).any(axis=1)
-        if bad.any():
-            raise InvalidArgumentError(
-                f"ids are below {self._book.vocab_size}, unused slots last; row {int(bad.argmax())} of the chunk is "
-                f"{ids[bad.argmax()].tolist()[:8]}…"
-            )
-        return counts
 
     def _decode_fast(self, header: CompactHeader, data: NDArray[np.uint8], start: int, bits: NDArray[Any]) -> None:
         self._decoder(header, data, start, bits)
@@ -265,7 +268,7 @@ class ValueCodec(_Codec):
         if values.dtype != dtype or values.ndim != 2 or values.shape[1] != self._slots:
             raise InvalidArgumentError(f"values are {dtype} (rows, {self._slots}), found {values.dtype} {values.shape}")
         bits = np.ascontiguousarray(values).view(BITS_DTYPE[self._book.dtype])
-        counts = _used(bits, UNUSED[self._book.dtype])
+        counts = count_used(bits, UNUSED[self._book.dtype])
         levels, kept = self._quantiser(bits, counts)
         group_log2 = group_log2_for(int(counts.sum()), len(values))
         if use_reference:
@@ -285,13 +288,6 @@ class ValueCodec(_Codec):
 
     def _decode_fast(self, header: CompactHeader, data: NDArray[np.uint8], start: int, bits: NDArray[Any]) -> None:
         self._decoder(header, data, start, bits)
-
-
-def _used(bits: NDArray[Any], unused: int) -> NDArray[np.int64]:
-    """Entries of each row: all but a trailing run of unused slots."""
-    used = bits != unused
-    counts = bits.shape[1] - np.argmax(used[:, ::-1], axis=1)
-    return np.where(used.any(axis=1), counts, 0).astype(np.int64)
 
 
 def _groups(rows: Sequence[Sequence[Any]], group_log2: int) -> tuple[NDArray[np.int64], NDArray[np.uint16]]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from logitstore import layout
-from logitstore.codec.compact.arranging import arrange
+from logitstore.codec.compact.arranging import arrange, rank
 from logitstore.codec.compact.classes import UNITS, ClassScores, escape_bits
 from logitstore.codec.compact.codebook import (
     GAP_CONTEXTS,
@@ -238,7 +238,7 @@ def _with_tables(
     place[new] = np.arange(len(new))
     book = _replace(draft, nibbles=draft.nibbles[new], listed=listed)
     chosen, found = place[chosen], found[new]
-    _, hits, _, arranged = arrange(book, rows, counts, chosen)
+    _, hits, _, _, arranged = arrange(book, rank(book, rows, counts)[1], counts, chosen)
     contexts = np.repeat(np.tile(np.arange(book.nibbles.shape[1]), book.classes), book.nibbles.reshape(-1))
     many = doubling_widths(book.vocab_size)
     nibbles, gaps = count_numbers(
