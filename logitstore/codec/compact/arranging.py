@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from logitstore import layout
-from logitstore.codec.intrinsics import address_of, load_u32_at, store_u32_at, store_u64_at
+from logitstore.codec.compact.row_sums import lowest_set_bit, prefetch
+from logitstore.codec.intrinsics import address_of, load_byte_at, load_u32_at, store_u32_at, store_u64_at
 from logitstore.codec.kernels import kernel
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from logitstore.codec.compact.codebook import IdBook
 
-__all__ = ["arrange", "count_used", "rank"]
+__all__ = ["arrange", "count_used", "rank", "take"]
 
 _UNUSED = np.uint32(layout.UNUSED_ID)
 
@@ -47,101 +48,120 @@ def _rank(ids: Any, counts: Any, ranks: Any, ranked: Any) -> Any:
             ranked[np.uint64(row), np.uint64(slot)] = ranks[np.uint64(min(token, last))]
         if high > last:
             return row
+        for slot in range(counts[row], ids.shape[1]):
+            ranked[row, slot] = _UNUSED
     return -1
 
 
 def rank(
     book: IdBook, ids: NDArray[np.uint32], counts: NDArray[np.int64]
 ) -> tuple[int, NDArray[np.uint32]]:
-    """Return the first row with an id outside the vocabulary (or -1), and ranks ``(R, K)`` of all entries."""
+    """Return the first row with an id outside the vocabulary (or -1), and ranks ``(R, K)``, UNUSED_ID behind them."""
     ranked = np.empty(ids.shape, np.uint32)
     return int(_rank(ids, counts, book.short_ranks, ranked)), ranked
 
 
 @kernel
 def _arrange(
-    ranked: Any, counts: Any, classes: Any, first_nibble: Any, listed: Any, listed_ids: Any, order: Any, seen: Any,
-    hits: Any, sources: Any, places: Any, arranged: Any,
+    ranks: Any, counts: Any, classes: Any, first_nibble: Any, listed: Any, seen: Any, slots: Any, hits: Any, masks: Any,
+    sources: Any,
 ) -> Any:  # fmt: skip
     """Put each row into its class's order; return the first row with a rank twice, or -1.
 
-    ``seen`` has a number for each rank, at least that of the row's first slot where the rank is in the row.
+    ``seen`` and ``slots`` are room for a number of each rank: whether it is in the row, and where. ``seen`` is 0.
     """
-    width = np.int64(ranked.shape[1])
+    width, places, rows = np.uint64(ranks.shape[1]), np.int64(masks.shape[1]), np.int64(len(counts))
     # Addresses, so that rows cost no slices.
-    seen_at, listed_at, ids_at = address_of(seen), address_of(listed), address_of(listed_ids)
-    first = np.int64(1)
-    seen[:] = 0
-    for row in range(len(counts)):
-        count = np.int64(counts[row])
-        if first + count >= np.int64(1) << 31:
-            first = np.int64(1)
-            seen[:] = 0
+    seen_at, slots_at, listed_at = address_of(seen), address_of(slots), address_of(listed)
+    for row in range(rows):
+        count, at = np.int64(counts[row]), np.uint64(row)
+        ranks_at = address_of(ranks) + (at * width << np.uint64(2))
+        masks_at = address_of(masks) + np.uint64(8 * row * places)
+        again = np.uint64(0)
         for slot in range(count):
-            token = np.uint64(ranked[np.uint64(row), np.uint64(slot)]) << np.uint64(2)
-            if np.int64(load_u32_at(seen_at, token)) >= first:
-                return row
-            store_u32_at(seen_at, token, np.uint64(first + slot))
-        start = np.uint64(4 * first_nibble[classes[row]])
-        past = np.uint64(4 * first_nibble[classes[row] + 1])
-        base = np.uint64(row * width)
-        sources_at = address_of(sources) + (base << np.uint64(3))
-        places_at, arranged_at = (address_of(places) + (base << np.uint64(2)), address_of(arranged) + (base << np.uint64(2)))
-        filled, at = np.uint64(0), start
-        while at < past and np.int64(filled) < count:
-            for i in range(4):
-                token = load_u32_at(listed_at, at << np.uint64(2))
-                slot = np.int64(load_u32_at(seen_at, token << np.uint64(2))) - first
-                # Stored in any case, and overwritten by the next one if it is not there.
-                store_u32_at(arranged_at, filled << np.uint64(2), load_u32_at(ids_at, at << np.uint64(2)))
-                store_u32_at(places_at, filled << np.uint64(2), at - start)
-                store_u64_at(sources_at, filled << np.uint64(3), np.uint64(slot))
-                filled += np.uint64(slot >= 0)
-                at += np.uint64(1)
-        found = np.int64(filled)
-        hits[row] = found
-        if found < count:
-            for slot in range(found):
-                ranked[row, sources[base + np.uint64(slot)]] = _UNUSED
-            end = found
-            for slot in range(count):
-                token = ranked[row, slot]
-                if token != _UNUSED:
-                    at = end
-                    while at > found and ranked[row, sources[base + np.uint64(at - 1)]] > token:
-                        sources[base + np.uint64(at)] = sources[base + np.uint64(at - 1)]
-                        at -= 1
-                    sources[base + np.uint64(at)] = slot
-                    end += 1
-            for at in range(found, count):
-                arranged[base + np.uint64(at)] = order[ranked[row, sources[base + np.uint64(at)]]]
-        for slot in range(count, width):
-            arranged[base + np.uint64(slot)] = _UNUSED
-            sources[base + np.uint64(slot)] = slot
-        first += width
+            token = load_u32_at(ranks_at, np.uint64(4 * slot))
+            again |= load_byte_at(seen_at, token)
+            seen[token] = 1
+            store_u32_at(slots_at, token << np.uint64(2), np.uint64(slot))
+        if again:
+            return row
+        if row + 1 < rows:
+            following = np.uint64(4 * first_nibble[classes[row + 1]] * listed.itemsize)
+            past_following = np.uint64(4 * first_nibble[classes[row + 1] + 1] * listed.itemsize)
+            while following < past_following:
+                prefetch(listed_at + following)
+                following += np.uint64(64)
+        start, past = 4 * first_nibble[classes[row]], 4 * first_nibble[classes[row] + 1]
+        filled, place = np.int64(0), np.int64(0)
+        while start < past and filled < count:
+            found = np.uint64(0)
+            for byte in range(8):
+                for bit in range(8):
+                    token = np.uint64(listed[np.uint64(start + 8 * byte + bit)])
+                    found |= load_byte_at(seen_at, token) << np.uint64(8 * byte + bit)
+            if past - start < 64:
+                found &= (np.uint64(1) << np.uint64(past - start)) - np.uint64(1)
+            store_u64_at(masks_at, np.uint64(8 * place), found)
+            place += 1
+            while found:
+                token = np.uint64(listed[np.uint64(start) + lowest_set_bit(found)])
+                found &= found - np.uint64(1)
+                seen[token] = 0
+                sources[at, np.uint64(filled)] = load_u32_at(slots_at, token << np.uint64(2))
+                filled += 1
+            start += 64
+        for empty in range(place, places):
+            store_u64_at(masks_at, np.uint64(8 * empty), np.uint64(0))
+        hits[row] = filled
+        end = filled
+        for slot in range(count if filled < count else 0):
+            token = np.uint64(ranks[row, slot])
+            if seen[token]:
+                seen[token] = 0
+                to = end
+                while to > filled and ranks[row, sources[row, to - 1]] > token:
+                    sources[row, to] = sources[row, to - 1]
+                    to -= 1
+                sources[row, to] = slot
+                end += 1
+        for slot in range(count, ranks.shape[1]):
+            sources[row, slot] = slot
     return -1
 
 
 def arrange(
-    book: IdBook, ranked: NDArray[np.uint32], counts: NDArray[np.int64], classes: NDArray[np.int64]
-) -> tuple[int, NDArray[np.int64], NDArray[np.int64], NDArray[np.int32], NDArray[np.uint32]]:
-    """Put rows into the order of their classes. ``ranked`` is overwritten.
+    book: IdBook, ranks: NDArray[np.uint32], counts: NDArray[np.int64], classes: NDArray[np.int64]
+) -> tuple[int, NDArray[np.int64], NDArray[np.uint64], NDArray[np.unsignedinteger]]:
+    """Put rows into the order of their classes.
 
     Returns
     -------
     tuple
-        The first row that has an id twice (or -1), entries of each row that are in its class's list ``(R,)``, slot of
-        the input that each slot of the output comes from ``(R, K)``, the place in the list of each of the former
-        ``(R, K)``, and the rows' ids ``(R, K)``.
+        The first row that has an id twice (or -1); entries of each row that are in its class's list ``(R,)``; 64 places
+        of that list a number, a bit each that is set where the id is in the row ``(R, P)``; and the slot of the input
+        that each slot of the output comes from ``(R, K)``.
     """
-    hits = np.empty(len(ranked), np.int64)
-    # The slot behind a full row is written to, too.
-    sources, places = np.empty(ranked.size + 1, np.int64), np.empty(ranked.size + 1, np.int32)
-    arranged = np.empty(ranked.size + 1, np.uint32)
-    seen = np.empty(book.vocab_size, np.uint32)
+    hits = np.empty(len(ranks), np.int64)
+    sources = np.empty(ranks.shape, np.uint16 if ranks.shape[1] <= 1 << 16 else np.uint32)
+    masks = np.empty((len(ranks), max(1, -(-book.longest * layout.NIBBLE // 64))), np.uint64)
+    seen, slots = np.zeros(book.vocab_size, np.uint8), np.empty(book.vocab_size, np.uint32)
     bad = _arrange(
-        ranked, counts, classes, book.first_nibble, book.listed, book.listed_ids, book.order, seen, hits, sources,
-        places, arranged,
-    )  # fmt: skip
-    shaped = tuple(array[:-1].reshape(ranked.shape) for array in (sources, places, arranged))
-    return int(bad), hits, *shaped
+        ranks, counts, classes, book.first_nibble, book.short_listed, seen, slots, hits, masks, sources
+    )
+    return int(bad), hits, masks, sources
+
+
+@kernel
+def _take(array: Any, sources: Any, out: Any) -> None:
+    for row in range(len(sources)):
+        for slot in range(sources.shape[1]):
+            out[np.uint64(row), np.uint64(slot)] = array[np.uint64(row), np.uint64(sources[np.uint64(row), np.uint64(slot)])]
+
+
+def take(array: NDArray[Any], sources: NDArray[np.unsignedinteger]) -> NDArray[Any]:
+    """Return an array ``(R, K)`` of any type with each row in the order of its ``sources``."""
+    array = np.ascontiguousarray(array)
+    bits = np.dtype(f"u{array.itemsize}")
+    out = np.empty(sources.shape, array.dtype)
+    _take(array.view(bits), sources, out.view(bits))
+    return out

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from logitstore import layout
-from logitstore.codec.intrinsics import load_byte_at, load_u32_at, load_u64_at
+from logitstore.codec.intrinsics import highest_set_bit, load_byte_at, load_u32_at, load_u64_at
 from logitstore.codec.kernels import inlined
 
 if TYPE_CHECKING:
@@ -108,9 +108,7 @@ def take_number(
 @inlined
 def gap_context_of(left: Any, previous: Any) -> Any:
     """As `codebook.gap_context`."""
-    size_left, size_previous = np.int64(0), np.int64(0)
-    while left >> size_left and size_left < 8:
-        size_left += 1
-    while previous >> size_previous and size_previous < 15:
-        size_previous += 1
-    return (size_left - 1) * 6 + size_previous // 3
+    size_left = min(highest_set_bit(np.uint64(left)), np.int64(7))
+    # The lowest bit is added, so that 0 has a highest one; it changes no quotient.
+    size_previous = min(highest_set_bit(np.uint64(previous) << np.uint64(1) | np.uint64(1)), np.int64(15))
+    return size_left * 6 + size_previous // 3

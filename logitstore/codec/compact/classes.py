@@ -19,6 +19,7 @@ from logitstore.codec.compact.row_sums import (
     best_lane,
     lanes_from,
     lowest_set_bit,
+    prefetch,
     sum_rows_of_16,
     sum_rows_of_64,
 )
@@ -35,11 +36,12 @@ __all__ = ["ClassScores", "escape_bits"]
 UNITS = 4
 """Scores count quarters of a bit."""
 _NEVER = -(1 << 26)
-_TRIED = 4
+_TRIED = 3
 """Groups of classes whose classes are scored, at most."""
-_MARGIN, _MARGIN_OF_AN_ID = 30 * UNITS, 1
+_MARGIN, _MARGIN_OF_AN_ID = 50 * UNITS, 1
 """By how much a group may score less than the best one and still be looked into, for a row and for each id of it."""
 _LIKELY = 4096
+_HOT = 1024
 
 
 def escape_bits(ranks: NDArray[Any]) -> NDArray[np.float64]:
@@ -122,6 +124,9 @@ def _choose(
     totals = np.empty(LANES, np.int32)
     totals_at, ranks_at, tables_at = address_of(totals), address_of(ranks), address_of(tables)
     for group in range(groups):
+        if starts[group + 1] - starts[group] >= 8:
+            for line in range(0, min(np.int64(_HOT), last), 4):
+                prefetch(tables_at + np.uint64((group * (last + 1) + line) * LANES))
         for entry in range(starts[group], starts[group + 1]):
             row = rows[entry]
             for lane in range(LANES):
@@ -198,8 +203,10 @@ class ClassScores:
 
 
 def _like_the_best(weights: NDArray[np.int8]) -> NDArray[np.float32]:
-    """Weights whose sums are about as large as those of the best class of a group: between its mean and its maximum."""
-    return np.asarray((weights.mean(axis=1, dtype=np.float32) + weights.max(axis=1)) / np.float32(2))
+    """Weights whose sums are about as large as those of the best class of a group: near its maximum."""
+    most = weights.max(axis=1).astype(np.float32)
+    powers = np.maximum(weights, 0).astype(np.float32) ** 6
+    return np.where(most > 0, powers.mean(axis=1) ** np.float32(1 / 6), most)
 
 
 def _groups(weights: NDArray[np.int8]) -> NDArray[np.int64]:

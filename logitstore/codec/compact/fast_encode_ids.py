@@ -16,27 +16,25 @@ from logitstore.codec.compact.writing import (
     put_number,
     write_groups,
 )
-from logitstore.codec.intrinsics import address_of, load_u16_at, load_u32_at, store_u32_at
+from logitstore.codec.intrinsics import address_of, count_bits, highest_set_bit, load_u16_at, load_u32_at, store_u32_at
 from logitstore.codec.kernels import kernel
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from logitstore.codec.compact.codebook import IdBook
+    from logitstore.codec.compact.codec import Arrangement
 
 __all__ = ["IdEncoder"]
 
 
 @kernel
 def _encode(
-    ids: Any, counts: Any, hits: Any, classes: Any, places: Any, group_log2: Any, first_nibble: Any, nibble_tables: Any,
-    ranks: Any, gap_tables: Any, reciprocals: Any, direct: Any, bins: Any, packed: Any, symbols: Any, lengths: Any,
-    words: Any, parts: Any, raws: Any, reverse: Any, masks: Any,
+    ranks: Any, counts: Any, sources: Any, classes: Any, hits: Any, masks: Any, group_log2: Any, first_nibble: Any,
+    nibble_tables: Any, gap_tables: Any, reciprocals: Any, direct: Any, bins: Any, packed: Any, symbols: Any, lengths: Any,
+    words: Any, parts: Any, raws: Any, reverse: Any,
 ) -> Any:  # fmt: skip
-    """Code arranged rows; return the number of words, or less than 0: the first row that cannot be coded.
-
-    ``masks`` is room for the nibbles of a class, and zero.
-    """
+    """Code arranged rows; return the number of words, or less than 0: the first row that cannot be coded."""
     tables = address_of(direct), address_of(bins), address_of(packed), address_of(symbols)
     packed_at, reciprocals_at, nibble_tables_at = address_of(packed), address_of(reciprocals), address_of(nibble_tables)
     starts, raws_end = addresses_of_rows(parts, 0), addresses_of_rows(raws, raws.shape[1])
@@ -58,25 +56,25 @@ def _encode(
                     part, tail = put_number(np.uint64(count - hit), np.uint64(1), np.uint64(1), tables, part, tail)
                 if not part:
                     return -1 - row
-                last = np.int64(places[row, hit - 1]) >> 2 if hit else np.int64(-1)
-                for slot in range(hit):
-                    place = np.uint64(places[np.uint64(row), np.uint64(slot)])
-                    masks[place >> np.uint64(2)] |= np.uint8(np.uint64(1) << (place & np.uint64(3)))
                 table_at = nibble_tables_at + np.uint64(2 * first_nibble[classes[row]])
-                least = np.uint64(1)
-                for nibble in range(last + 1):
-                    table = load_u16_at(table_at, np.uint64(2 * nibble))
-                    mask = np.uint64(masks[np.uint64(nibble)])
-                    masks[np.uint64(nibble)] = 0
-                    coded = load_u32_at(packed_at, (table << np.uint64(10)) | mask << np.uint64(2))
-                    least = min(least, coded & np.uint64(0xFFFF))
-                    store_u32_at(part, np.uint64(0), coded)
-                    part += np.uint64(4)
+                left, place, least = hit, np.int64(0), np.uint64(1)
+                while left > 0:
+                    found = masks[row, place]
+                    place += 1
+                    left -= count_bits(found)
+                    for _ in range(16 if left else (highest_set_bit(found) >> 2) + 1):
+                        table = load_u16_at(table_at, np.uint64(0))
+                        coded = load_u32_at(packed_at, table << np.uint64(10) | (found & np.uint64(15)) << np.uint64(2))
+                        least = min(least, coded & np.uint64(0xFFFF))
+                        store_u32_at(part, np.uint64(0), coded)
+                        part += np.uint64(4)
+                        table_at += np.uint64(2)
+                        found >>= np.uint64(4)
                 if least == np.uint64(0):
                     return -1 - row
                 previous = np.int64(0)
                 for left in range(count - hit, 0, -1):
-                    rank = np.int64(ranks[ids[row, count - left]])
+                    rank = np.int64(ranks[row, sources[row, count - left]])
                     table = np.uint64(gap_tables[gap_context_of(left, previous)])
                     part, tail = put_number(np.uint64(rank - previous), np.uint64(2), table, tables, part, tail)
                     if not part:
@@ -97,23 +95,13 @@ class IdEncoder:
         tables = np.repeat(np.tile(self._bank.contexts[3], book.classes), book.nibbles.reshape(-1))
         self._nibble_tables = np.append(tables, np.uint32(0)).astype(np.uint16)
         self._tables = Tables(codes, self._bank)
-        self._longest = int(np.diff(book.first_nibble).max())
 
-    def __call__(
-        self,
-        ids: NDArray[np.uint32],
-        counts: NDArray[np.int64],
-        hits: NDArray[np.int64],
-        classes: NDArray[np.int64],
-        places: NDArray[np.int32],
-        group_log2: int,
-    ) -> tuple[int, NDArray[np.int64], NDArray[np.uint16]]:
-        """Code arranged rows: the first that cannot be coded or -1, words of each group, and the words."""
-        room = Room(len(ids), group_log2, self._longest + ids.shape[1] + 2, ids.shape[1] + 2)
-        book = self._book
+    def __call__(self, rows: Arrangement, group_log2: int) -> tuple[int, NDArray[np.int64], NDArray[np.uint16]]:
+        """Code rows: the first that cannot be coded or -1, words of each group, and the words."""
+        book, slots = self._book, rows.ranks.shape[1]
+        room = Room(len(rows.ranks), group_log2, book.longest + slots + 2, slots + 2)
         end = _encode(
-            ids, counts, hits, classes, places, group_log2, book.first_nibble, self._nibble_tables, book.ranks,
-            self._bank.contexts[2], RECIPROCALS, *self._tables.arrays, *room.arrays,
-            np.zeros(self._longest + 1, np.uint8),
+            rows.ranks, rows.counts, rows.sources, rows.classes, rows.hits, rows.masks, group_log2, book.first_nibble,
+            self._nibble_tables, self._bank.contexts[2], RECIPROCALS, *self._tables.arrays, *room.arrays,
         )  # fmt: skip
         return (-1 - end if end < 0 else -1), room.lengths, room.words[: max(end, 0)]

@@ -17,9 +17,11 @@ from logitstore.codec.compact.writing import (
     addresses_of_rows,
     put_number,
     put_raw,
+    small_part,
+    small_parts,
     write_groups,
 )
-from logitstore.codec.intrinsics import address_of, load_u16_at
+from logitstore.codec.intrinsics import address_of, load_u16_at, store_u32_at
 from logitstore.codec.kernels import kernel
 from logitstore.codec.transform import BITS_DTYPE, keys_from_bits
 
@@ -34,12 +36,13 @@ __all__ = ["ValueEncoder"]
 @kernel
 def _encode(
     bits: Any, levels: Any, counts: Any, kept: Any, group_log2: Any, column_tables: Any, bounds: Any, raw_bits: Any,
-    key_of: Any, reciprocals: Any, direct: Any, bins: Any, packed: Any, symbols: Any, lengths: Any, words: Any,
+    key_of: Any, small: Any, first_table: Any, reciprocals: Any, direct: Any, bins: Any, packed: Any, symbols: Any, lengths: Any, words: Any,
     parts: Any, raws: Any, reverse: Any,
 ) -> Any:  # fmt: skip
     """As in `fast_encode_ids`. Rows of ``kept``, and those that the tables cannot code, are kept as they are."""
     tables = address_of(direct), address_of(bins), address_of(packed), address_of(symbols)
     reciprocals_at, columns_at, levels_at = address_of(reciprocals), address_of(column_tables), address_of(levels)
+    small_at, first_table = address_of(small), np.uint64(first_table)
     starts, raws_end = addresses_of_rows(parts, 0), addresses_of_rows(raws, raws.shape[1])
     scratch, ends = addresses_of_rows(reverse, reverse.shape[1]), np.empty(LANES, np.uint64)
     tails = np.empty((LANES, 2), np.uint64)
@@ -67,11 +70,14 @@ def _encode(
                     part, tail = put_number(base + np.uint64(1), np.uint64(0), np.uint64(0), tables, part, tail)
                     column = np.int64(0)
                     while part and column < count:
-                        offset = np.uint64(2 * column)
-                        part, tail = put_number(
-                            load_u16_at(row_at, offset) - base, np.uint64(1), load_u16_at(tables_at, offset), tables,
-                            part, tail,
-                        )  # fmt: skip
+                        distance = load_u16_at(row_at, np.uint64(2 * column)) - base
+                        table = load_u16_at(tables_at, np.uint64(2 * column))
+                        coded = small_part(distance, table - first_table, small_at)
+                        if coded:
+                            store_u32_at(part, np.uint64(0), coded)
+                            part += np.uint64(4)
+                        else:
+                            part, tail = put_number(distance, np.uint64(1), table, tables, part, tail)
                         column += 1
                 if kept[row] or not part:
                     kept[row] = True
@@ -98,6 +104,7 @@ class ValueEncoder:
         contexts = bank.contexts[1].reshape(-1, COLUMN_CONTEXTS)
         self._columns = np.ascontiguousarray(contexts[:, columns]).astype(np.uint16).reshape(-1)
         self._tables = Tables(codes, bank)
+        self._small, self._first_table = small_parts(book.delta_code), len(book.base_code.frequencies)
         self._bounds = book.bounds
         patterns = np.arange(1 << 8 * np.dtype(BITS_DTYPE[book.dtype]).itemsize).astype(BITS_DTYPE[book.dtype])
         self._key_of = keys_from_bits(patterns, book.dtype, 0)
@@ -114,7 +121,7 @@ class ValueEncoder:
         """Code rows; ``kept`` is set where a row was kept as it is. Returns as `IdEncoder`."""
         room = Room(len(bits), group_log2, bits.shape[1] + 1, bits.shape[1] + 1)
         end = _encode(
-            bits, levels, counts, kept, group_log2, self._columns, self._bounds, self._bits, self._key_of, RECIPROCALS,
-            *self._tables.arrays, *room.arrays,
+            bits, levels, counts, kept, group_log2, self._columns, self._bounds, self._bits, self._key_of, self._small,
+            self._first_table, RECIPROCALS, *self._tables.arrays, *room.arrays,
         )  # fmt: skip
         return (-1 - end if end < 0 else -1), room.lengths, room.words[: max(end, 0)]

@@ -67,6 +67,21 @@ sum_rows_of_16, sum_rows_of_64 = _summer(1), _summer(4)
 
 
 @intrinsic
+def prefetch(_typing: Any, address: Any) -> Any:  # noqa: ARG001
+    """Ask for the cache line of an address."""
+
+    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        pointer = builder.inttoptr(args[0], _I8.as_pointer())
+        name = f"llvm.prefetch.{'p0' if not hasattr(pointer.type, 'is_opaque') or pointer.type.is_opaque else 'p0i8'}"
+        kinds = ir.FunctionType(ir.VoidType(), [pointer.type, _I32, _I32, _I32])
+        function = builder.module.globals.get(name) or ir.Function(builder.module, kinds, name)
+        builder.call(function, [pointer, ir.Constant(_I32, 0), ir.Constant(_I32, 3), ir.Constant(_I32, 1)])
+        return context.get_dummy_value()
+
+    return types.void(types.uint64), generate
+
+
+@intrinsic
 def lanes_from(_typing: Any, totals: Any, least: Any) -> Any:  # noqa: ARG001
     """Bit mask of those of the LANES totals (int32) at an address that are at least ``least``."""
 

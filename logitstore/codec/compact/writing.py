@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from logitstore.codec.compact.bank import Bank
     from logitstore.codec.compact.symbols import SymbolCode
 
-__all__ = ["LANES", "RECIPROCALS", "Room", "Tables", "put_number", "addresses_of_rows", "put_raw", "write_groups"]
+__all__ = ["LANES", "RECIPROCALS", "Room", "Tables", "put_number", "addresses_of_rows", "put_raw", "small_part", "small_parts", "write_groups"]
 
 LANES = 4
 """Groups that are coded together."""
@@ -41,6 +41,29 @@ _DIRECT = 1 << 12
 _NONE = layout.SYMBOLS_MAX
 _LOW = np.uint64(layout.RANS_LOW)
 _BINS = np.uint64(256 * 8)
+
+
+_SMALL_LOG2 = 8
+SMALL = 1 << _SMALL_LOG2
+"""Numbers below it, less one, that are a symbol without raw bits have their part looked up, see `small_parts`."""
+
+
+def small_parts(code: SymbolCode) -> NDArray[np.uint32]:
+    """Frequency and start of the symbol of each small number in each table, ``(T, SMALL)``; 0 where it takes more."""
+    out = np.zeros((len(code.frequencies), SMALL), np.uint32)
+    symbols = direct_symbols((code,))[0, : SMALL - 1]
+    plain = np.flatnonzero(symbols < _NONE)
+    plain = plain[code.raw_bits[symbols[plain]] == 0]
+    parts = code.packed[:, symbols[plain]]
+    out[:, plain] = np.where(parts & np.uint32(0xFFFF), parts, np.uint32(0))
+    return out
+
+
+@inlined
+def small_part(number: Any, table: Any, small: Any) -> Any:
+    """Look up a number's part at the address of `small_parts`; 0 if it is not there."""
+    number = min(number, np.uint64(SMALL - 1))
+    return load_u32_at(small, (table << np.uint64(_SMALL_LOG2) | number) << np.uint64(2))
 
 
 def direct_symbols(codes: tuple[SymbolCode, ...]) -> NDArray[np.uint16]:
