@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from logitstore import layout
-from logitstore.codec.compact.row_sums import lowest_set_bit, prefetch
+from logitstore.codec.compact.instructions import lowest_set_bit, prefetch
 from logitstore.codec.intrinsics import address_of, load_byte_at, load_u32_at, store_u32_at, store_u64_at
 from logitstore.codec.kernels import kernel
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from logitstore import layout
-from logitstore.codec.compact.row_sums import (
+from logitstore.codec.compact.instructions import (
     LANES,
     MOST_ROWS,
     best_lane,

@@ -138,11 +138,15 @@ class _Codec:
             )
         if not 0 <= start <= start + len(out) <= rows:
             raise InvalidArgumentError(f"rows {start}:{start + len(out)} are not within the {rows} of the chunk")
-        bits = out.view(BITS_DTYPE[self._book.dtype])
+        # Kernels go by addresses.
+        target = np.ascontiguousarray(out)
+        bits = target.view(BITS_DTYPE[self._book.dtype])
         if use_reference:
             self._decode_slowly(header, view, start, bits)
         else:
             self._decode_fast(header, np.frombuffer(view, np.uint8), start, bits)
+        if target is not out:
+            out[...] = target
 
     def _decode_slowly(self, header: CompactHeader, view: memoryview, start: int, bits: NDArray[Any]) -> None:
         book = self._book

@@ -82,6 +82,19 @@ class SymbolCode:
         symbols = np.arange(self.frequencies.shape[1], dtype=np.uint8)
         return np.stack([np.repeat(symbols, row) for row in self.frequencies])
 
+    @property
+    def entries(self) -> NDArray[np.uint32]:
+        """``(T, 4096)`` symbol, frequency less 1 and place within the symbol of each slot; see `Bank`."""
+        symbols = self.slot_symbols.astype(np.uint32)
+        frequencies = np.take_along_axis(self.frequencies, symbols, 1)
+        places = np.arange(_TOTAL, dtype=np.uint32) - np.take_along_axis(self.starts, symbols, 1)
+        return symbols | frequencies - np.uint32(1) << np.uint32(8) | places << np.uint32(20)
+
+    @property
+    def plain(self) -> int:
+        """Symbols at the beginning that have no raw bits, and so stand for themselves."""
+        return int(np.argmax(np.append(self.widths, 1) > 0))
+
     @cached_property
     def packed(self) -> NDArray[np.uint32]:
         """``(T, 256)`` frequency in the low and start in the high 16 bits, for the fast coder."""

@@ -1,4 +1,4 @@
-"""An instruction that Numba does not offer: sum rows of a table of bytes, in vector registers."""
+"""Instructions that Numba does not offer: sums of rows of bytes in vector registers, and a few on single words."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-__all__ = ["LANES", "MOST_ROWS", "best_lane", "lanes_from", "lowest_set_bit", "sum_rows_of_16", "sum_rows_of_64"]
+__all__ = ["LANES", "MOST_ROWS", "best_lane", "lanes_from", "lowest_set_bit", "prefetch", "store_like", "sum_rows_of_16", "sum_rows_of_64"]
 
 LANES = 16
 """Numbers of a vector."""
@@ -79,6 +79,19 @@ def prefetch(_typing: Any, address: Any) -> Any:  # noqa: ARG001
         return context.get_dummy_value()
 
     return types.void(types.uint64), generate
+
+
+@intrinsic
+def store_like(_typing: Any, array: Any, address: Any, number: Any) -> Any:  # noqa: ARG001
+    """Store a number at an address, with as many bytes as an array's elements have."""
+    bits = array.dtype.bitwidth
+
+    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        number = args[2] if bits == 64 else builder.trunc(args[2], ir.IntType(bits))
+        builder.store(number, builder.inttoptr(args[1], ir.IntType(bits).as_pointer()), align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.uint64, types.uint64), generate
 
 
 @intrinsic
