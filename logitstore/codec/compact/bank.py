@@ -32,7 +32,7 @@ class Bank:
     Attributes
     ----------
     entries
-        ``(T · 4096,)`` uint32: of every slot of every table its symbol in the low 8 bits, then 12 bits of the symbol's
+        ``(T · 1024,)`` uint32: of every slot of every table its symbol in the low 8 bits, then 12 bits of the symbol's
         frequency less 1, and 12 bits of how far from the symbol's start the slot is.
     packed
         ``(T · 256,)`` uint32: frequency of every symbol in the low, start in the high 16 bits.

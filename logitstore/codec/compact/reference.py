@@ -155,7 +155,7 @@ def encode_group(parts: Sequence[tuple[int, int]], raws: Sequence[tuple[int, int
     state = layout.RANS_LOW
     words: list[int] = []
     for frequency, start in reversed(parts):
-        if state >= frequency << 20:
+        if state >= frequency << 32 - layout.TABLE_LOG2:
             words.append(state & 0xFFFF)
             state >>= 16
         state = (state // frequency) * _TOTAL + state % frequency + start

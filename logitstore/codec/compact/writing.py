@@ -31,16 +31,18 @@ __all__ = ["LANES", "RECIPROCALS", "Room", "Tables", "put_number", "addresses_of
 
 LANES = 4
 """Groups that are coded together."""
-RECIPROCALS = np.array([0, *(-(-(1 << 44) // frequency) for frequency in range(1, (1 << layout.TABLE_LOG2) + 1))], np.uint64)
-"""``ceil(2^44 / f)``: ``x // f`` is ``x * RECIPROCALS[f] >> 44`` for any ``x`` below ``f * 2^20``, in 64 bits.
+_SHIFT = 32 + layout.TABLE_LOG2
+RECIPROCALS = np.array([0, *(-(-(1 << _SHIFT) // f) for f in range(1, (1 << layout.TABLE_LOG2) + 1))], np.uint64)
+"""``ceil(2^42 / f)``: ``x // f`` is ``x * RECIPROCALS[f] >> 42`` for any ``x`` below ``f * 2^22``, in 64 bits.
 
-With ``e = f * RECIPROCALS[f] - 2^44 < f`` the error is below ``x * e / (f * 2^44) < f * 2^-24 <= 1 / f``.
+With ``e = f * RECIPROCALS[f] - 2^42 < f`` the error is ``x * e / (f * 2^42) < f * 2^-20``, which is at most ``1 / f``.
 """
 _DIRECT = 1 << 12
 """Numbers below it are looked up; few are above."""
 _NONE = layout.SYMBOLS_MAX
 _LOW = np.uint64(layout.RANS_LOW)
 _BINS = np.uint64(256 * 8)
+_TOTAL, _LIMIT = np.uint64(1 << layout.TABLE_LOG2), np.uint64(32 - layout.TABLE_LOG2)
 
 
 _SMALL_LOG2 = 8
@@ -140,13 +142,13 @@ def put_number(number: Any, code: Any, table: Any, tables: Any, parts: Any, tail
 def _step(state: Any, part: Any, target: Any, reciprocals: Any) -> Any:
     """Code one symbol; words go below ``target``."""
     frequency = part & np.uint64(0xFFFF)
-    is_high = np.uint64(state >= frequency << np.uint64(20))
+    is_high = np.uint64(state >= frequency << _LIMIT)
     # Stored in any case, and overwritten by the next word if it is not needed.
     store_u32_at(target, np.uint64(0) - np.uint64(4), state << np.uint64(16))
     target -= is_high << np.uint64(1)
     state >>= is_high << np.uint64(4)
-    whole = (state * load_u64_at(reciprocals, frequency << np.uint64(3))) >> np.uint64(44)
-    return state + (part >> np.uint64(16)) + whole * (np.uint64(4096) - frequency), target
+    whole = (state * load_u64_at(reciprocals, frequency << np.uint64(3))) >> np.uint64(_SHIFT)
+    return state + (part >> np.uint64(16)) + whole * (_TOTAL - frequency), target
 
 
 @kernel
