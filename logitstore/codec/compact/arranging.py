@@ -77,14 +77,10 @@ def _arrange(
         count, at = np.int64(counts[row]), np.uint64(row)
         ranks_at = address_of(ranks) + (at * width << np.uint64(2))
         masks_at = address_of(masks) + np.uint64(8 * row * places)
-        again = np.uint64(0)
         for slot in range(count):
             token = load_u32_at(ranks_at, np.uint64(4 * slot))
-            again |= load_byte_at(seen_at, token)
             seen[token] = 1
             store_u32_at(slots_at, token << np.uint64(2), np.uint64(slot))
-        if again:
-            return row
         if row + 1 < rows:
             following = np.uint64(4 * first_nibble[classes[row + 1]] * listed.itemsize)
             past_following = np.uint64(4 * first_nibble[classes[row + 1] + 1] * listed.itemsize)
@@ -124,6 +120,9 @@ def _arrange(
                     to -= 1
                 sources[row, to] = slot
                 end += 1
+        # A rank that came twice was found once.
+        if end < count:
+            return row
         for slot in range(count, ranks.shape[1]):
             sources[row, slot] = slot
     return -1

@@ -303,7 +303,7 @@ class ValueCodec(_Codec):
             raise InvalidArgumentError(f"values are {dtype} (rows, {self._slots}), found {values.dtype} {values.shape}")
         bits = np.ascontiguousarray(values).view(BITS_DTYPE[self._book.dtype])
         counts = count_used(bits, UNUSED[self._book.dtype])
-        levels, kept = self._quantiser(bits, counts)
+        levels, lowest, kept = self._quantiser(bits, counts)
         group_log2 = group_log2_for(int(counts.sum()), len(values))
         if use_reference:
             keys = keys_from_bits(bits, self._book.dtype, 0)
@@ -315,7 +315,7 @@ class ValueCodec(_Codec):
         else:
             if self._encoder is None:
                 self._encoder = ValueEncoder(self._book, self._slots)
-            bad, lengths, words = self._encoder(bits, levels, counts, kept, group_log2)
+            bad, lengths, words = self._encoder(bits, levels, lowest, counts, kept, group_log2)
             if bad >= 0:
                 raise InvalidArgumentError(f"the codebook has no code for row {bad} of the chunk")
         return self._chunk((len(values), self._slots), group_log2, counts, lengths, words)

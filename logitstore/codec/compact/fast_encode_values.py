@@ -16,6 +16,7 @@ from logitstore.codec.compact.writing import (
     Tables,
     addresses_of_rows,
     put_number,
+    put_number_apart,
     put_raw,
     small_part,
     small_parts,
@@ -35,8 +36,8 @@ __all__ = ["ValueEncoder"]
 
 @kernel
 def _encode(
-    bits: Any, levels: Any, counts: Any, kept: Any, group_log2: Any, column_tables: Any, bounds: Any, raw_bits: Any,
-    key_of: Any, small: Any, first_table: Any, reciprocals: Any, direct: Any, bins: Any, packed: Any, symbols: Any, lengths: Any, words: Any,
+    bits: Any, levels: Any, lowest: Any, counts: Any, kept: Any, group_log2: Any, column_tables: Any, bounds: Any,
+    raw_bits: Any, key_of: Any, small: Any, first_table: Any, reciprocals: Any, direct: Any, bins: Any, packed: Any, symbols: Any, lengths: Any, words: Any,
     parts: Any, raws: Any, reverse: Any,
 ) -> Any:  # fmt: skip
     """As in `fast_encode_ids`. Rows of ``kept``, and those that the tables cannot code, are kept as they are."""
@@ -60,9 +61,7 @@ def _encode(
                 first_part, first_tail = part, tail
                 if not kept[row]:
                     row_at = levels_at + np.uint64(2 * row * width)
-                    base = np.uint64(0xFFFF)
-                    for column in range(count):
-                        base = min(base, load_u16_at(row_at, np.uint64(2 * column)))
+                    base = np.uint64(lowest[row])
                     bound = np.int64(0)
                     while bound < len(bounds) and np.uint64(bounds[bound]) <= base:
                         bound += 1
@@ -77,7 +76,7 @@ def _encode(
                             store_u32_at(part, np.uint64(0), coded)
                             part += np.uint64(4)
                         else:
-                            part, tail = put_number(distance, np.uint64(1), table, tables, part, tail)
+                            part, tail = put_number_apart(distance, np.uint64(1), table, tables, part, tail)
                         column += 1
                 if kept[row] or not part:
                     kept[row] = True
@@ -114,6 +113,7 @@ class ValueEncoder:
         self,
         bits: NDArray[Any],
         levels: NDArray[np.uint16],
+        lowest: NDArray[np.uint16],
         counts: NDArray[np.int64],
         kept: NDArray[np.bool_],
         group_log2: int,
@@ -121,7 +121,7 @@ class ValueEncoder:
         """Code rows; ``kept`` is set where a row was kept as it is. Returns as `IdEncoder`."""
         room = Room(len(bits), group_log2, bits.shape[1] + 1, bits.shape[1] + 1)
         end = _encode(
-            bits, levels, counts, kept, group_log2, self._columns, self._bounds, self._bits, self._key_of, self._small,
+            bits, levels, lowest, counts, kept, group_log2, self._columns, self._bounds, self._bits, self._key_of, self._small,
             self._first_table, RECIPROCALS, *self._tables.arrays, *room.arrays,
         )  # fmt: skip
         return (-1 - end if end < 0 else -1), room.lengths, room.words[: max(end, 0)]

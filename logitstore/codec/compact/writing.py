@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from logitstore.codec.compact.bank import Bank
     from logitstore.codec.compact.symbols import SymbolCode
 
-__all__ = ["LANES", "RECIPROCALS", "Room", "Tables", "put_number", "addresses_of_rows", "put_raw", "small_part", "small_parts", "write_groups"]
+__all__ = ["LANES", "RECIPROCALS", "Room", "Tables", "put_number", "addresses_of_rows", "put_number_apart", "put_raw", "small_part", "small_parts", "write_groups"]
 
 LANES = 4
 """Groups that are coded together."""
@@ -136,6 +136,12 @@ def put_number(number: Any, code: Any, table: Any, tables: Any, parts: Any, tail
     if entry >> np.uint64(32):
         tail = put_raw(number - (entry & np.uint64(0xFFFFFFFF)), entry >> np.uint64(32), tail)
     return np.uint64(0) if symbol == np.uint64(_NONE) else parts + np.uint64(4), tail
+
+
+@kernel
+def put_number_apart(number: Any, code: Any, table: Any, tables: Any, parts: Any, tail: Any) -> Any:
+    """`put_number` for a loop that seldom needs it."""
+    return put_number(number, code, table, tables, parts, tail)
 
 
 @inlined
