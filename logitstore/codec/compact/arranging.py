@@ -53,16 +53,14 @@ def _rank(ids: Any, counts: Any, ranks: Any, ranked: Any) -> Any:
     return -1
 
 
-def rank(
-    book: IdBook, ids: NDArray[np.uint32], counts: NDArray[np.int64]
-) -> tuple[int, NDArray[np.uint32]]:
+def rank(book: IdBook, ids: NDArray[np.uint32], counts: NDArray[np.int64]) -> tuple[int, NDArray[np.uint32]]:
     """Return the first row with an id outside the vocabulary (or -1), and ranks ``(R, K)``, UNUSED_ID behind them."""
     ranked = np.empty(ids.shape, np.uint32)
     return int(_rank(ids, counts, book.short_ranks, ranked)), ranked
 
 
 @kernel
-def _arrange(
+def _arrange(  # noqa: PLR0912 - one pass over each row
     ranks: Any, counts: Any, classes: Any, first_nibble: Any, listed: Any, seen: Any, slots: Any, hits: Any, masks: Any,
     sources: Any,
 ) -> Any:  # fmt: skip
@@ -144,9 +142,7 @@ def arrange(
     sources = np.empty(ranks.shape, np.uint16 if ranks.shape[1] <= 1 << 16 else np.uint32)
     masks = np.empty((len(ranks), max(1, -(-book.longest * layout.NIBBLE // 64))), np.uint64)
     seen, slots = np.zeros(book.vocab_size, np.uint8), np.empty(book.vocab_size, np.uint32)
-    bad = _arrange(
-        ranks, counts, classes, book.first_nibble, book.short_listed, seen, slots, hits, masks, sources
-    )
+    bad = _arrange(ranks, counts, classes, book.first_nibble, book.short_listed, seen, slots, hits, masks, sources)
     return int(bad), hits, masks, sources
 
 
@@ -154,7 +150,9 @@ def arrange(
 def _take(array: Any, sources: Any, out: Any) -> None:
     for row in range(len(sources)):
         for slot in range(sources.shape[1]):
-            out[np.uint64(row), np.uint64(slot)] = array[np.uint64(row), np.uint64(sources[np.uint64(row), np.uint64(slot)])]
+            out[np.uint64(row), np.uint64(slot)] = array[
+                np.uint64(row), np.uint64(sources[np.uint64(row), np.uint64(slot)])
+            ]
 
 
 def take(array: NDArray[Any], sources: NDArray[np.unsignedinteger]) -> NDArray[Any]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from logitstore import layout
+from logitstore.codec.compact import reference
 from logitstore.codec.compact.instructions import (
     LANES,
     MOST_ROWS,
@@ -41,6 +42,8 @@ _TRIED = 3
 _MARGIN, _MARGIN_OF_AN_ID = 50 * UNITS, 1
 """By how much a group may score less than the best one and still be looked into, for a row and for each id of it."""
 _LIKELY = 4096
+_MOST_SCORED = 1 << 19
+"""Ids of a row that are scored, so that scores stay below 2^26."""
 _HOT = 1024
 
 
@@ -191,7 +194,17 @@ class ClassScores:
     ) -> NDArray[np.int64]:
         """Return the class of each row, ``(R,)``, given ``(R, K)`` ranks in any order."""
         groups, last = len(self._tables), self._tables.shape[1] - 1
-        ranks = np.ascontiguousarray(ranks)
+        ranks, counts = np.ascontiguousarray(ranks), np.minimum(counts, _MOST_SCORED)
+        if use_reference:
+            found = [
+                reference.choose_class(
+                    row[:count].tolist(), self._tables, self._constants.reshape(groups, LANES),
+                    self._names.reshape(groups, LANES), self._coarse, self._coarse_constants, tried=_TRIED,
+                    margin=_MARGIN + _MARGIN_OF_AN_ID * count,
+                )
+                for row, count in zip(ranks, counts.tolist(), strict=True)
+            ]  # fmt: skip
+            return np.array(found, np.int64)
         listed = np.empty((len(ranks), min(_TRIED, groups)), np.int64)
         if groups > _TRIED:
             _shortlist(ranks, counts, self._coarse, self._coarse_constants, last, listed)
@@ -206,7 +219,7 @@ def _like_the_best(weights: NDArray[np.int8]) -> NDArray[np.float32]:
     """Weights whose sums are about as large as those of the best class of a group: near its maximum."""
     most = weights.max(axis=1).astype(np.float32)
     powers = np.maximum(weights, 0).astype(np.float32) ** 6
-    return np.where(most > 0, powers.mean(axis=1) ** np.float32(1 / 6), most)
+    return np.asarray(np.where(most > 0, powers.mean(axis=1) ** np.float32(1 / 6), most))
 
 
 def _groups(weights: NDArray[np.int8]) -> NDArray[np.int64]:

@@ -92,11 +92,21 @@ def _take_nibbles_of_four(lanes: Any, entries: Any, tables: Any, listed: Any, pl
 @kernel
 def _take_nibbles(lanes: Any, lane: Any, entries: Any, tables: Any, listed: Any, places: Any) -> None:
     """Fill the row of one lane."""
-    state, position, nibble, target = lanes[lane, _STATE], lanes[lane, _POSITION], lanes[lane, _NIBBLE], lanes[lane, _TARGET]
+    state, position, nibble, target = (
+        lanes[lane, _STATE],
+        lanes[lane, _POSITION],
+        lanes[lane, _NIBBLE],
+        lanes[lane, _TARGET],
+    )
     while target < lanes[lane, _TARGET_END] and nibble < lanes[lane, _PAST]:
         state, position, target = _take_nibble(state, position, nibble, target, entries, tables, listed, places)
         nibble += np.uint64(1)
-    lanes[lane, _STATE], lanes[lane, _POSITION], lanes[lane, _NIBBLE], lanes[lane, _TARGET] = state, position, nibble, target
+    lanes[lane, _STATE], lanes[lane, _POSITION], lanes[lane, _NIBBLE], lanes[lane, _TARGET] = (
+        state,
+        position,
+        nibble,
+        target,
+    )
 
 
 @inlined
@@ -113,9 +123,7 @@ def _finish_row(lanes: Any, lane: Any, source: Any, buffer: Any, vocabulary: Any
         while target < past:
             context = np.uint64(gap_context_of((past - target) >> np.uint64(2), rank))
             table = entries + (load_u32_at(gap_tables, context << np.uint64(2)) << _TABLE)
-            gap, state, position, tail = take_number(
-                source, state, position, tail, table, bins + _BINS + _BINS
-            )
+            gap, state, position, tail = take_number(source, state, position, tail, table, bins + _BINS + _BINS)
             rank += gap
             if rank >= vocabulary:
                 status = np.int64(4)
@@ -128,7 +136,7 @@ def _finish_row(lanes: Any, lane: Any, source: Any, buffer: Any, vocabulary: Any
 
 
 @kernel
-def _advance(
+def _advance(  # noqa: PLR0912 - one pass over what a lane has to do
     lanes: Any, lane: Any, queue: Any, source: Any, limit: Any, starts: Any, counts: Any, group_log2: Any, first: Any,
     past: Any, classes: Any, vocabulary: Any, at: Any, buffer: Any, out: Any,
 ) -> Any:  # fmt: skip

@@ -31,8 +31,8 @@ __all__ = ["IdEncoder"]
 @kernel
 def _encode(
     ranks: Any, counts: Any, sources: Any, classes: Any, hits: Any, masks: Any, group_log2: Any, first_nibble: Any,
-    nibble_tables: Any, gap_tables: Any, reciprocals: Any, direct: Any, bins: Any, packed: Any, symbols: Any, lengths: Any,
-    words: Any, parts: Any, raws: Any, reverse: Any,
+    nibble_tables: Any, gap_tables: Any, reciprocals: Any, direct: Any, bins: Any, packed: Any, symbols: Any,
+    lengths: Any, words: Any, parts: Any, raws: Any, reverse: Any,
 ) -> Any:  # fmt: skip
     """Code arranged rows; return the number of words, or less than 0: the first row that cannot be coded."""
     tables = address_of(direct), address_of(bins), address_of(packed), address_of(symbols)
@@ -43,15 +43,13 @@ def _encode(
     size = np.int64(1) << group_log2
     at = address_of(words)
     for first in range(0, len(lengths), LANES):
-        lanes = min(np.int64(LANES), len(lengths) - first)
+        lanes = min(LANES, len(lengths) - first)
         for lane in range(lanes):
             part, tail = starts[lane], (raws_end[lane], np.uint64(0), np.uint64(0))
             begin = (first + lane) * size
             for row in range(begin, min(begin + size, np.int64(len(counts)))):
                 hit, count = np.int64(hits[row]), np.int64(counts[row])
-                part, tail = put_number(
-                    np.uint64(classes[row]), np.uint64(0), np.uint64(0), tables, part, tail
-                )
+                part, tail = put_number(np.uint64(classes[row]), np.uint64(0), np.uint64(0), tables, part, tail)
                 if part:
                     part, tail = put_number(np.uint64(count - hit), np.uint64(1), np.uint64(1), tables, part, tail)
                 if not part:

@@ -37,8 +37,8 @@ __all__ = ["ValueEncoder"]
 @kernel
 def _encode(
     bits: Any, levels: Any, lowest: Any, counts: Any, kept: Any, group_log2: Any, column_tables: Any, bounds: Any,
-    raw_bits: Any, key_of: Any, small: Any, first_table: Any, reciprocals: Any, direct: Any, bins: Any, packed: Any, symbols: Any, lengths: Any, words: Any,
-    parts: Any, raws: Any, reverse: Any,
+    raw_bits: Any, key_of: Any, small: Any, first_table: Any, reciprocals: Any, direct: Any, bins: Any, packed: Any,
+    symbols: Any, lengths: Any, words: Any, parts: Any, raws: Any, reverse: Any,
 ) -> Any:  # fmt: skip
     """As in `fast_encode_ids`. Rows of ``kept``, and those that the tables cannot code, are kept as they are."""
     tables = address_of(direct), address_of(bins), address_of(packed), address_of(symbols)
@@ -50,7 +50,7 @@ def _encode(
     size, width = np.int64(1) << group_log2, bits.shape[1]
     at = address_of(words)
     for first in range(0, len(lengths), LANES):
-        lanes = min(np.int64(LANES), len(lengths) - first)
+        lanes = min(LANES, len(lengths) - first)
         for lane in range(lanes):
             part, tail = starts[lane], (raws_end[lane], np.uint64(0), np.uint64(0))
             begin = (first + lane) * size
@@ -80,9 +80,7 @@ def _encode(
                         column += 1
                 if kept[row] or not part:
                     kept[row] = True
-                    part, tail = put_number(
-                        np.uint64(0), np.uint64(0), np.uint64(0), tables, first_part, first_tail
-                    )
+                    part, tail = put_number(np.uint64(0), np.uint64(0), np.uint64(0), tables, first_part, first_tail)
                     if not part:
                         return -1 - row
                     for column in range(count):
@@ -121,7 +119,7 @@ class ValueEncoder:
         """Code rows; ``kept`` is set where a row was kept as it is. Returns as `IdEncoder`."""
         room = Room(len(bits), group_log2, bits.shape[1] + 1, bits.shape[1] + 1)
         end = _encode(
-            bits, levels, lowest, counts, kept, group_log2, self._columns, self._bounds, self._bits, self._key_of, self._small,
-            self._first_table, RECIPROCALS, *self._tables.arrays, *room.arrays,
+            bits, levels, lowest, counts, kept, group_log2, self._columns, self._bounds, self._bits, self._key_of,
+            self._small, self._first_table, RECIPROCALS, *self._tables.arrays, *room.arrays,
         )  # fmt: skip
         return (-1 - end if end < 0 else -1), room.lengths, room.words[: max(end, 0)]

@@ -225,9 +225,7 @@ def _draft(
     return IdBook(vocab_size, order, sizes, nibbles, listed, flat, flat, flat, nibble_code)
 
 
-def _with_tables(
-    draft: IdBook, ranked: NDArray[np.uint32], counts: NDArray[np.int64], scale: float
-) -> IdBook:
+def _with_tables(draft: IdBook, ranked: NDArray[np.uint32], counts: NDArray[np.int64], scale: float) -> IdBook:
     """Return the codebook with classes by falling frequency, and with tables for these rows."""
     chosen = ClassScores.of(draft).choose(ranked, counts)
     found = np.bincount(chosen, minlength=draft.classes)

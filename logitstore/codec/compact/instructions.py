@@ -8,7 +8,17 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-__all__ = ["LANES", "MOST_ROWS", "best_lane", "lanes_from", "lowest_set_bit", "prefetch", "store_like", "sum_rows_of_16", "sum_rows_of_64"]
+__all__ = [
+    "LANES",
+    "MOST_ROWS",
+    "best_lane",
+    "lanes_from",
+    "lowest_set_bit",
+    "prefetch",
+    "store_like",
+    "sum_rows_of_16",
+    "sum_rows_of_64",
+]
 
 LANES = 16
 """Numbers of a vector."""
@@ -24,7 +34,7 @@ def _summer(vectors: int) -> Any:
     totals (int32); bytes of a row; how many rows, at most MOST_ROWS; the number of the row that all above it stand for.
     """
 
-    @intrinsic
+    @intrinsic  # type: ignore[untyped-decorator]
     def add(_typing: Any, table: Any, rows: Any, totals: Any, row_bytes: Any, count: Any, last: Any) -> Any:  # noqa: ARG001
         def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
             table, rows, totals, row_bytes, count, last = args
@@ -66,7 +76,7 @@ def _summer(vectors: int) -> Any:
 sum_rows_of_16, sum_rows_of_64 = _summer(1), _summer(4)
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]
 def prefetch(_typing: Any, address: Any) -> Any:  # noqa: ARG001
     """Ask for the cache line of an address."""
 
@@ -81,7 +91,7 @@ def prefetch(_typing: Any, address: Any) -> Any:  # noqa: ARG001
     return types.void(types.uint64), generate
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]
 def store_like(_typing: Any, array: Any, address: Any, number: Any) -> Any:  # noqa: ARG001
     """Store a number at an address, with as many bytes as an array's elements have."""
     bits = array.dtype.bitwidth
@@ -94,7 +104,7 @@ def store_like(_typing: Any, array: Any, address: Any, number: Any) -> Any:  # n
     return types.void(array, types.uint64, types.uint64), generate
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]
 def lanes_from(_typing: Any, totals: Any, least: Any) -> Any:  # noqa: ARG001
     """Bit mask of those of the LANES totals (int32) at an address that are at least ``least``."""
 
@@ -109,9 +119,9 @@ def lanes_from(_typing: Any, totals: Any, least: Any) -> Any:  # noqa: ARG001
     return types.uint64(types.uint64, types.int32), generate
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]
 def best_lane(_typing: Any, totals: Any) -> Any:  # noqa: ARG001
-    """Largest of the LANES totals (int32, below 2^27) at an address times 16, plus 15 less the first lane that has it."""
+    """16 times the largest of the LANES totals (int32, below 2^27) at an address, plus 15 less its first lane."""
 
     def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         wide = ir.VectorType(_I32, LANES)
@@ -125,7 +135,7 @@ def best_lane(_typing: Any, totals: Any) -> Any:  # noqa: ARG001
     return types.int32(types.uint64), generate
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]
 def lowest_set_bit(_typing: Any, word: Any) -> Any:  # noqa: ARG001
     """Position of the lowest set bit of a non-zero ``uint64``."""
 

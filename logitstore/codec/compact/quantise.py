@@ -119,7 +119,7 @@ class Quantiser:
     def __call__(
         self, bits: NDArray[Any], counts: NDArray[np.int64]
     ) -> tuple[NDArray[np.uint16], NDArray[np.uint16], NDArray[np.bool_]]:
-        """Return the level of each entry ``(R, K)``, the lowest of each row, and whether a row is kept as it is ``(R,)``.
+        """Return each entry's level ``(R, K)``, each row's lowest ``(R,)``, and whether a row is kept as it is ``(R,)``.
 
         ``bits`` are those of the values, of which the first ``counts`` of each row are entries.
         """
@@ -131,9 +131,7 @@ class Quantiser:
 
 
 @kernel
-def _quantise(
-    bits: Any, counts: Any, levels: Any, costs: Any, limit: Any, found: Any, lowest: Any, kept: Any
-) -> None:
+def _quantise(bits: Any, counts: Any, levels: Any, costs: Any, limit: Any, found: Any, lowest: Any, kept: Any) -> None:
     """Look levels up; keep rows that cost more than ``limit``, or infinitely much."""
     for row in range(len(counts)):
         total, other, low, count = 0.0, 0.0, np.uint16(0xFFFF), np.int64(counts[row])

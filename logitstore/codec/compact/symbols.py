@@ -88,7 +88,7 @@ class SymbolCode:
         symbols = self.slot_symbols.astype(np.uint32)
         frequencies = np.take_along_axis(self.frequencies, symbols, 1)
         places = np.arange(_TOTAL, dtype=np.uint32) - np.take_along_axis(self.starts, symbols, 1)
-        return symbols | frequencies - np.uint32(1) << np.uint32(8) | places << np.uint32(20)
+        return np.asarray(symbols | frequencies - np.uint32(1) << np.uint32(8) | places << np.uint32(20))
 
     @property
     def plain(self) -> int:

@@ -27,7 +27,19 @@ if TYPE_CHECKING:
     from logitstore.codec.compact.bank import Bank
     from logitstore.codec.compact.symbols import SymbolCode
 
-__all__ = ["LANES", "RECIPROCALS", "Room", "Tables", "put_number", "addresses_of_rows", "put_number_apart", "put_raw", "small_part", "small_parts", "write_groups"]
+__all__ = [
+    "LANES",
+    "RECIPROCALS",
+    "Room",
+    "Tables",
+    "addresses_of_rows",
+    "put_number",
+    "put_number_apart",
+    "put_raw",
+    "small_part",
+    "small_parts",
+    "write_groups",
+]
 
 LANES = 4
 """Groups that are coded together."""
@@ -167,7 +179,9 @@ def _write_one(state: Any, target: Any, parts: Any, index: Any, reciprocals: Any
 
 
 @kernel
-def write_groups(lanes: Any, starts: Any, ends: Any, tails: Any, words: Any, scratch: Any, reciprocals: Any, lengths: Any) -> Any:
+def write_groups(
+    lanes: Any, starts: Any, ends: Any, tails: Any, words: Any, scratch: Any, reciprocals: Any, lengths: Any
+) -> Any:
     """Write the words of ``lanes`` groups from address ``words`` on; return where they end.
 
     Their symbols lie between addresses ``starts`` and ``ends``, their raw bits as ``tails`` (end, number of bits)
@@ -230,4 +244,6 @@ class Room:
 def addresses_of_rows(array: Any, offset: Any) -> Any:
     """Address of byte ``offset`` of each row of a contiguous array, ``(rows,)`` uint64."""
     step = np.uint64(array.shape[1] * array.itemsize)
-    return np.array([address_of(array) + np.uint64(row) * step + np.uint64(offset) for row in range(array.shape[0])], np.uint64)
+    return np.array(
+        [address_of(array) + np.uint64(row) * step + np.uint64(offset) for row in range(array.shape[0])], np.uint64
+    )
