@@ -119,7 +119,7 @@ class Quantiser:
     def __call__(
         self, bits: NDArray[Any], counts: NDArray[np.int64]
     ) -> tuple[NDArray[np.uint16], NDArray[np.uint16], NDArray[np.bool_]]:
-        """Return each entry's level ``(R, K)``, each row's lowest ``(R,)``, and whether a row is kept as it is ``(R,)``.
+        """Return each entry's level ``(R, K)``, each row's lowest ``(R,)``, and whether it is kept as it is ``(R,)``.
 
         ``bits`` are those of the values, of which the first ``counts`` of each row are entries.
         """
