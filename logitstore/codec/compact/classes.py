@@ -39,7 +39,7 @@ UNITS = 4
 _NEVER = -(1 << 26)
 _TRIED = 3
 """Groups of classes whose classes are scored, at most."""
-_MARGIN, _MARGIN_OF_AN_ID = 50 * UNITS, 1
+_MARGIN, _MARGIN_OF_AN_ID = 40 * UNITS, 3
 """By how much a group may score less than the best one and still be looked into, for a row and for each id of it."""
 _LIKELY = 4096
 _MOST_SCORED = 1 << 19
