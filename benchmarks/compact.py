@@ -78,13 +78,13 @@ class Compact:
         self, rows: Rows, first: dict[str, NDArray[Any]], ids: IdCodec, expected: int, options: dict[str, float]
     ) -> None:
         self.ids = ids
-        order = ids.arrange(first["ids"]).order
+        arranged = ids.arrange(first["ids"])
         self.codecs = {}
         self.book_bytes = {}
         for name in ("values", "counts"):
             if name in first:
                 book = train_values(
-                    np.take_along_axis(first[name], order, 1),
+                    arranged.take(first[name]),
                     expected_rows=expected,
                     **(options if name == "values" else {}),
                 )
@@ -95,7 +95,7 @@ class Compact:
         arranged = self.ids.arrange(part["ids"])
         chunks = {"ids": self.ids.encode(arranged)}
         for name, codec in self.codecs.items():
-            chunks[name] = codec.encode(np.take_along_axis(part[name], arranged.order, 1))
+            chunks[name] = codec.encode(arranged.take(part[name]))
         return chunks
 
     def decode(self, chunks: dict[str, bytes], rows: int) -> dict[str, NDArray[Any]]:
@@ -140,7 +140,7 @@ def measure(rows: Rows, compact: Compact, id_book_bytes: int, start: int, stop: 
         decoded = compact.decode(chunks, len(part["ids"]))
         arranged = compact.ids.arrange(part["ids"])
         assert np.array_equal(decoded["ids"], arranged.ids)
-        values = np.take_along_axis(part["values"], arranged.order, 1)
+        values = arranged.take(part["values"])
         used = decoded["ids"] != np.uint32(0xFFFFFFFF)
         entries += int(used.sum())
         kls.append(generalised_kl(values, decoded["values"]))

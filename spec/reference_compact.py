@@ -15,7 +15,7 @@ from reference_chunk import FormatError, bits_at, crc32c, decode_chunk, require
 
 # --- section 2: symbols --------------------------------------------------------------------------------------------
 
-TOTAL = 4096
+TOTAL = 1024
 ESCAPE = 32
 
 
@@ -129,7 +129,7 @@ class Arrays:
         count = len(widths)
         require(len(flat) % count == 0 and len(flat) // count <= 256, "K13", "frequencies are not tables")
         code = Code(widths, tables, [flat[i : i + count] for i in range(0, len(flat), count)])
-        require(all(sum(table) == TOTAL for table in code.tables), "K13", "frequencies do not sum to 4,096")
+        require(all(sum(table) == TOTAL for table in code.tables), "K13", "frequencies do not sum to 1,024")
         require(max(tables) < len(code.tables), "K13", "a context without a table")
         require(all(w < ESCAPE for w in widths[:-1]) and widths[-1] < 2 * ESCAPE, "K13", "a symbol's width")
         ends = [code.base(s) + (1 << code.raw_bits(s)) for s in range(count)]

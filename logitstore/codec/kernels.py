@@ -2,11 +2,16 @@
 
 Numba would put its cache beside the source. It goes to the user's cache directory instead: files that an installer does
 not know of keep an uninstalled package's folder alive, and Python takes such a folder for a package.
+
+Numba compiles a function again when its file has changed, but not when what it calls, or a constant, has changed in
+another file. So the cache has a folder for each state of these sources.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +45,12 @@ def _compiled(function: Callable[..., Any], options: dict[str, Any]) -> Any:
         config.CACHE_DIR = before
 
 
+@cache
 def _cache_directory() -> Path:
     # expanduser, not Path.home: a process without a home must still import; Numba then looks for another place.
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "logitstore" / "numba"
+    base = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "logitstore" / "numba"
+    codec = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted([*codec.rglob("*.py"), codec.parent / "layout.py"]):
+        digest.update(path.read_bytes())
+    return base / digest.hexdigest()[:16]

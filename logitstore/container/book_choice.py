@@ -204,13 +204,13 @@ class BookChooser:
             sample["ids"], vocab_size=self._manifest.vocab_size, expected_rows=expected_rows,
             progress=self._on_training,
         )  # fmt: skip
-        order = IdCodec(book, slots).arrange(np.ascontiguousarray(sample["ids"])).order
+        rows = IdCodec(book, slots).arrange(np.ascontiguousarray(sample["ids"]))
         books: dict[str, Codebook] = {"ids": book}
         for name, array in sample.items():
             if name != "ids":
                 bounds = {"max_kl": self._record.max_kl, "max_error": self._record.max_error}
                 books[name] = train_values(
-                    np.take_along_axis(array, order, axis=1), expected_rows=expected_rows,
+                    rows.take(np.ascontiguousarray(array)), expected_rows=expected_rows,
                     **({} if name == "counts" else bounds),
                 )  # fmt: skip
         # As a reader will get them: a codebook that cannot be read back must not be used.

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from logitstore import layout
 from logitstore.codec.compact import IdCodec, ValueCodec
 from logitstore.codec.compact.loss import LossTables
 from logitstore.container.loss_meter import LossMeter
@@ -57,12 +56,11 @@ class BookCodecs:
         chunks = {"ids": self._ids.encode(rows)}
         loss = None
         for name, codec in self._others.items():
-            values = np.take_along_axis(arrays[name], rows.order, axis=1)
+            values = rows.take(np.ascontiguousarray(arrays[name]))
             chunks[name] = codec.encode(values)
             if name in self._losses:
-                counts = np.count_nonzero(rows.ids != layout.UNUSED_ID, axis=1)
                 loss = LossMeter()
-                loss.add(self._losses[name].measure(values, counts), counts)
+                loss.add(self._losses[name].measure(values, rows.counts), rows.counts)
         return CodedRows(chunks, loss)
 
 

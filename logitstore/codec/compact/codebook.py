@@ -91,6 +91,22 @@ class IdBook:
         return ranks
 
     @cached_property
+    def short_ranks(self) -> NDArray[np.unsignedinteger]:
+        """`ranks` in as few bytes as they need."""
+        return self.ranks.astype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
+
+    @cached_property
+    def short_listed(self) -> NDArray[np.unsignedinteger]:
+        """`listed` in as few bytes as it needs, and 64 more so that as many can be loaded at the very end."""
+        dtype = np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
+        return np.concatenate([self.listed, np.zeros(64, np.uint32)]).astype(dtype)
+
+    @property
+    def longest(self) -> int:
+        """Nibbles of the longest class."""
+        return int(np.diff(self.first_nibble).max())
+
+    @cached_property
     def first_nibble(self) -> NDArray[np.int64]:
         """``(C + 1,)``: where each class's nibbles begin."""
         return np.concatenate([[0], np.cumsum(self.nibbles.sum(1, dtype=np.int64))])

@@ -7,6 +7,7 @@ have to follow them. After that every array is coded and decoded by itself.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from logitstore import layout
 from logitstore.codec import fast_encode as exact_encode
 from logitstore.codec.compact import reference
-from logitstore.codec.compact.arranging import arrange
+from logitstore.codec.compact.arranging import arrange, count_used, rank, take
 from logitstore.codec.compact.chunk import build_chunk, group_log2_for, read_header
 from logitstore.codec.compact.classes import ClassScores
 from logitstore.codec.compact.codebook import Codebook, IdBook, ValueBook
@@ -42,24 +43,61 @@ class Arrangement:
 
     Attributes
     ----------
-    ids
-        ``(R, K)`` uint32, unused slots last.
-    order
-        ``(R, K)`` int64: the slot of the input that each slot comes from: ``np.take_along_axis(values, order, 1)``.
+    ranks
+        ``(R, K)`` uint32: ranks of the ids, in the order that they came in; unused slots last, ``0xFFFFFFFF``.
+    counts
+        ``(R,)`` int64: entries of each row.
+    sources
+        ``(R, K)`` uint16 or uint32: the slot of the input that each slot comes from; see `take`.
     classes
         ``(R,)`` int64.
     hits
         ``(R,)`` int64: entries that are in the list of the row's class; they come first.
+    masks
+        ``(R, P)`` uint64: a bit for each place of that list, set where its id is in the row.
+    id_of
+        ``(V,)`` uint32: the id of each rank.
     """
 
-    ids: NDArray[np.uint32]
-    order: NDArray[np.int64]
+    ranks: NDArray[np.uint32]
+    counts: NDArray[np.int64]
+    sources: NDArray[np.unsignedinteger]
     classes: NDArray[np.int64]
     hits: NDArray[np.int64]
+    masks: NDArray[np.uint64]
+    id_of: NDArray[np.uint32]
+
+    @cached_property
+    def ids(self) -> NDArray[np.uint32]:
+        """``(R, K)`` uint32, unused slots last."""
+        ranks = self.take(self.ranks)
+        return np.where(ranks == layout.UNUSED_ID, ranks, self.id_of[np.minimum(ranks, len(self.id_of) - 1)])
+
+    @property
+    def order(self) -> NDArray[np.int64]:
+        """``(R, K)``: ``sources`` as NumPy wants them: ``np.take_along_axis(values, order, 1)``."""
+        return self.sources.astype(np.int64)
+
+    def take(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Return ``(R, K)`` values, or whatever else belongs to the ids, in the order of these rows.
+
+        As ``np.take_along_axis(array, order, 1)``, and several times as fast.
+
+        Raises
+        ------
+        InvalidArgumentError
+            The array has another shape.
+        """
+        if array.shape != self.sources.shape:
+            raise InvalidArgumentError(f"the array belongs to rows of shape {self.sources.shape}, found {array.shape}")
+        return take(array, self.sources)
 
     def __getitem__(self, rows: slice) -> Arrangement:
         """Return some of the rows."""
-        return Arrangement(self.ids[rows], self.order[rows], self.classes[rows], self.hits[rows])
+        return Arrangement(
+            self.ranks[rows], self.counts[rows], self.sources[rows], self.classes[rows], self.hits[rows],
+            self.masks[rows], self.id_of,
+        )  # fmt: skip
 
 
 class _Codec:
@@ -100,11 +138,15 @@ class _Codec:
             )
         if not 0 <= start <= start + len(out) <= rows:
             raise InvalidArgumentError(f"rows {start}:{start + len(out)} are not within the {rows} of the chunk")
-        bits = out.view(BITS_DTYPE[self._book.dtype])
+        # Kernels go by addresses.
+        target = np.ascontiguousarray(out)
+        bits = target.view(BITS_DTYPE[self._book.dtype])
         if use_reference:
             self._decode_slowly(header, view, start, bits)
         else:
             self._decode_fast(header, np.frombuffer(view, np.uint8), start, bits)
+        if target is not out:
+            out[...] = target
 
     def _decode_slowly(self, header: CompactHeader, view: memoryview, start: int, bits: NDArray[Any]) -> None:
         book = self._book
@@ -170,15 +212,23 @@ class IdCodec(_Codec):
         InvalidArgumentError
             A row has an id twice or one that is not below the vocabulary size.
         """
-        counts = self._counts(ids)
+        if ids.dtype != np.uint32 or ids.ndim != 2 or ids.shape[1] != self._slots:
+            raise InvalidArgumentError(f"ids are uint32 (rows, {self._slots}), found {ids.dtype} {ids.shape}")
+        ids = np.ascontiguousarray(ids)
+        counts = count_used(ids, layout.UNUSED_ID)
         if self._scores is None:
             self._scores = ClassScores.of(self._book)
-        padded = np.append(self._book.ranks, np.uint32(0xFFFFFFFF))
-        classes = self._scores.choose(padded[np.minimum(ids, np.uint32(self._book.vocab_size))], counts)
-        bad, hits, order, arranged = arrange(self._book, ids, counts, classes)
+        bad, ranks = rank(self._book, ids, counts)
+        if bad >= 0:
+            raise InvalidArgumentError(
+                f"ids are below {self._book.vocab_size}, unused slots last; row {bad} of the chunk is "
+                f"{ids[bad].tolist()[:8]}…"
+            )
+        classes = self._scores.choose(ranks, counts)
+        bad, hits, masks, sources = arrange(self._book, ranks, counts, classes)
         if bad >= 0:
             raise InvalidArgumentError(f"row {bad} of the chunk has an id twice")
-        return Arrangement(arranged, order, classes, hits)
+        return Arrangement(ranks, counts, sources, classes, hits, masks, self._book.order)
 
     def encode(self, rows: Arrangement | NDArray[np.uint32], *, use_reference: bool = False) -> bytes:
         """Encode a chunk.
@@ -196,40 +246,27 @@ class IdCodec(_Codec):
             Ids are not in the order of their class, or not ids of this vocabulary.
         """
         arranged = rows if isinstance(rows, Arrangement) else self.arrange(rows)
-        ids, classes, hits = arranged.ids, arranged.classes, arranged.hits
-        if not isinstance(rows, Arrangement) and not np.array_equal(ids, rows):
-            row = int((ids != rows).any(axis=1).argmax())
+        if not isinstance(rows, Arrangement) and not np.array_equal(arranged.ids, rows):
+            row = int((arranged.ids != rows).any(axis=1).argmax())
             raise InvalidArgumentError(
                 f"rows of the compact codec are in the order of their class, row {row} of the chunk is not: "
                 "put ids, values and counts into the order that IdCodec.arrange gives"
             )
-        counts = _used(ids, layout.UNUSED_ID)
-        group_log2 = group_log2_for(int(counts.sum()), len(ids))
+        counts = arranged.counts
+        group_log2 = group_log2_for(int(counts.sum()), len(counts))
         if use_reference:
             numbers = [
                 reference.encode_ids(self._book, group, row[:n].tolist())
-                for row, n, group in zip(ids, counts, classes.tolist(), strict=True)
+                for row, n, group in zip(arranged.ids, counts, arranged.classes.tolist(), strict=True)
             ]
             lengths, words = _groups(numbers, group_log2)
         else:
             if self._encoder is None:
                 self._encoder = IdEncoder(self._book)
-            bad, lengths, words = self._encoder(ids, counts, hits, classes, group_log2)
+            bad, lengths, words = self._encoder(arranged, group_log2)
             if bad >= 0:
                 raise InvalidArgumentError(f"the codebook has no code for row {bad} of the chunk")
-        return self._chunk((len(ids), self._slots), group_log2, counts, lengths, words)
-
-    def _counts(self, ids: NDArray[np.uint32]) -> NDArray[np.int64]:
-        if ids.dtype != np.uint32 or ids.ndim != 2 or ids.shape[1] != self._slots:
-            raise InvalidArgumentError(f"ids are uint32 (rows, {self._slots}), found {ids.dtype} {ids.shape}")
-        counts = _used(ids, layout.UNUSED_ID)
-        bad = ((ids >= self._book.vocab_size) & (np.arange(self._slots) < counts[:, None])).any(axis=1)
-        if bad.any():
-            raise InvalidArgumentError(
-                f"ids are below {self._book.vocab_size}, unused slots last; row {int(bad.argmax())} of the chunk is "
-                f"{ids[bad.argmax()].tolist()[:8]}…"
-            )
-        return counts
+        return self._chunk((len(counts), self._slots), group_log2, counts, lengths, words)
 
     def _decode_fast(self, header: CompactHeader, data: NDArray[np.uint8], start: int, bits: NDArray[Any]) -> None:
         self._decoder(header, data, start, bits)
@@ -265,8 +302,8 @@ class ValueCodec(_Codec):
         if values.dtype != dtype or values.ndim != 2 or values.shape[1] != self._slots:
             raise InvalidArgumentError(f"values are {dtype} (rows, {self._slots}), found {values.dtype} {values.shape}")
         bits = np.ascontiguousarray(values).view(BITS_DTYPE[self._book.dtype])
-        counts = _used(bits, UNUSED[self._book.dtype])
-        levels, kept = self._quantiser(bits, counts)
+        counts = count_used(bits, UNUSED[self._book.dtype])
+        levels, lowest, kept = self._quantiser(bits, counts)
         group_log2 = group_log2_for(int(counts.sum()), len(values))
         if use_reference:
             keys = keys_from_bits(bits, self._book.dtype, 0)
@@ -278,20 +315,13 @@ class ValueCodec(_Codec):
         else:
             if self._encoder is None:
                 self._encoder = ValueEncoder(self._book, self._slots)
-            bad, lengths, words = self._encoder(bits, levels, counts, kept, group_log2)
+            bad, lengths, words = self._encoder(bits, levels, lowest, counts, kept, group_log2)
             if bad >= 0:
                 raise InvalidArgumentError(f"the codebook has no code for row {bad} of the chunk")
         return self._chunk((len(values), self._slots), group_log2, counts, lengths, words)
 
     def _decode_fast(self, header: CompactHeader, data: NDArray[np.uint8], start: int, bits: NDArray[Any]) -> None:
         self._decoder(header, data, start, bits)
-
-
-def _used(bits: NDArray[Any], unused: int) -> NDArray[np.int64]:
-    """Entries of each row: all but a trailing run of unused slots."""
-    used = bits != unused
-    counts = bits.shape[1] - np.argmax(used[:, ::-1], axis=1)
-    return np.where(used.any(axis=1), counts, 0).astype(np.int64)
 
 
 def _groups(rows: Sequence[Sequence[Any]], group_log2: int) -> tuple[NDArray[np.int64], NDArray[np.uint16]]:

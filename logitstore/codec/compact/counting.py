@@ -39,8 +39,8 @@ def count_ids(
 
 @kernel
 def _count_numbers(
-    ids: Any, counts: Any, hits: Any, classes: Any, first_nibble: Any, contexts: Any, listed: Any, ranks: Any,
-    nibbles: Any, gaps: Any,
+    ranks: Any, counts: Any, hits: Any, classes: Any, first_nibble: Any, contexts: Any, listed: Any, nibbles: Any,
+    gaps: Any,
 ) -> None:  # fmt: skip
     for row in range(len(counts)):
         slot = np.int64(0)
@@ -48,14 +48,14 @@ def _count_numbers(
         while slot < hits[row]:
             mask = 0
             for i in range(4):
-                if slot < hits[row] and listed[4 * nibble + i] == ids[row, slot]:
+                if slot < hits[row] and listed[4 * nibble + i] == ranks[row, slot]:
                     mask |= 1 << i
                     slot += 1
             nibbles[contexts[nibble], mask] += 1
             nibble += 1
         previous = np.int64(0)
         for left in range(counts[row] - hits[row], 0, -1):
-            rank = np.int64(ranks[ids[row, slot]])
+            rank = np.int64(ranks[row, slot])
             gap = rank - previous
             size_gap = np.int64(0)
             while gap >> size_gap:
@@ -67,15 +67,15 @@ def _count_numbers(
 
 
 def count_numbers(
-    ids: NDArray[np.uint32], counts: NDArray[np.int64], hits: NDArray[np.int64], classes: NDArray[np.int64],
-    first_nibble: NDArray[np.int64], contexts: NDArray[np.int64], listed: NDArray[np.uint32], ranks: NDArray[np.uint32],
+    ranks: NDArray[np.uint32], counts: NDArray[np.int64], hits: NDArray[np.int64], classes: NDArray[np.int64],
+    first_nibble: NDArray[np.int64], contexts: NDArray[np.int64], listed: NDArray[np.uint32],
     gap_contexts: int, gap_symbols: int, nibble_contexts: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:  # fmt: skip
-    """Count nibbles ``(X, 16)`` by the context of each, and gaps ``(G, S)`` by theirs, in arranged rows.
+    """Count nibbles ``(X, 16)`` by the context of each, and gaps ``(G, S)`` by theirs, in arranged rows of ranks.
 
     Gaps are counted in the symbols of `tables.doubling_widths`.
     """
     nibbles = np.zeros((nibble_contexts, 16), np.int64)
     gaps = np.zeros((gap_contexts, gap_symbols), np.int64)
-    _count_numbers(ids, counts, hits, classes, first_nibble, contexts, listed, ranks, nibbles, gaps)
+    _count_numbers(ranks, counts, hits, classes, first_nibble, contexts, listed, nibbles, gaps)
     return nibbles, gaps

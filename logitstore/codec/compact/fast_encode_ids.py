@@ -1,4 +1,4 @@
-"""The encoder of ids in Numba: the same bytes as `reference`. Kernels release the GIL."""
+"""The encoder of ids in Numba: the same bytes as `reference`. Kernels release the GIL; see `writing`."""
 
 from __future__ import annotations
 
@@ -7,65 +7,81 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from logitstore.codec.compact.bank import Bank, gap_context_of
-from logitstore.codec.compact.writing import buffers_for, direct_symbols, put_number, write_group
-from logitstore.codec.intrinsics import address_of
+from logitstore.codec.compact.writing import (
+    LANES,
+    RECIPROCALS,
+    Room,
+    Tables,
+    addresses_of_rows,
+    put_number,
+    write_groups,
+)
+from logitstore.codec.intrinsics import address_of, count_bits, highest_set_bit, load_u16_at, load_u32_at, store_u32_at
 from logitstore.codec.kernels import kernel
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from logitstore.codec.compact.codebook import IdBook
+    from logitstore.codec.compact.codec import Arrangement
 
 __all__ = ["IdEncoder"]
 
 
 @kernel
 def _encode(
-    ids: Any, counts: Any, hits: Any, classes: Any, group_log2: Any, first_nibble: Any, nibble_tables: Any, listed: Any,
-    ranks: Any, gap_tables: Any, direct: Any, bins: Any, symbols: Any, packed: Any, lengths: Any,
-    words: Any, parts: Any, raws: Any, reverse: Any,
+    ranks: Any, counts: Any, sources: Any, classes: Any, hits: Any, masks: Any, group_log2: Any, first_nibble: Any,
+    nibble_tables: Any, gap_tables: Any, reciprocals: Any, direct: Any, bins: Any, packed: Any, symbols: Any,
+    lengths: Any, words: Any, parts: Any, raws: Any, reverse: Any,
 ) -> Any:  # fmt: skip
     """Code arranged rows; return the number of words, or less than 0: the first row that cannot be coded."""
-    tables_at = address_of(direct), address_of(bins), address_of(packed), address_of(parts), address_of(raws)
+    tables = address_of(direct), address_of(bins), address_of(packed), address_of(symbols)
+    packed_at, reciprocals_at, nibble_tables_at = address_of(packed), address_of(reciprocals), address_of(nibble_tables)
+    starts, raws_end = addresses_of_rows(parts, 0), addresses_of_rows(raws, raws.shape[1])
+    scratch, ends = addresses_of_rows(reverse, reverse.shape[1]), np.empty(LANES, np.uint64)
+    tails = np.empty((LANES, 2), np.uint64)
     size = np.int64(1) << group_log2
-    at = np.int64(0)
-    for group in range(len(lengths)):
-        n_parts, n_raws = np.int64(0), np.int64(0)
-        for row in range(group * size, min((group + 1) * size, np.int64(len(counts)))):
-            misses = counts[row] - hits[row]
-            n_parts, n_raws = put_number(classes[row], 0, np.int64(0), symbols[0], tables_at, n_parts, n_raws)
-            if n_parts < 0:
-                return -1 - row
-            n_parts, n_raws = put_number(misses, 1, np.int64(1), symbols[1], tables_at, n_parts, n_raws)
-            if n_parts < 0:
-                return -1 - row
-            slot = np.int64(0)
-            nibble = first_nibble[classes[row]]
-            while slot < hits[row]:
-                mask = np.int64(0)
-                for i in range(4):
-                    if slot < hits[row] and listed[4 * nibble + i] == ids[row, slot]:
-                        mask |= 1 << i
-                        slot += 1
-                part = packed[(np.int64(nibble_tables[nibble]) << 8) | mask]
-                if not part & np.uint32(0xFFFF):
+    at = address_of(words)
+    for first in range(0, len(lengths), LANES):
+        lanes = min(LANES, len(lengths) - first)
+        for lane in range(lanes):
+            part, tail = starts[lane], (raws_end[lane], np.uint64(0), np.uint64(0))
+            begin = (first + lane) * size
+            for row in range(begin, min(begin + size, np.int64(len(counts)))):
+                hit, count = np.int64(hits[row]), np.int64(counts[row])
+                part, tail = put_number(np.uint64(classes[row]), np.uint64(0), np.uint64(0), tables, part, tail)
+                if part:
+                    part, tail = put_number(np.uint64(count - hit), np.uint64(1), np.uint64(1), tables, part, tail)
+                if not part:
                     return -1 - row
-                parts[n_parts] = part
-                n_parts += 1
-                nibble += 1
-            previous = np.int64(0)
-            for left in range(misses, 0, -1):
-                rank = np.int64(ranks[ids[row, slot]])
-                table = np.int64(gap_tables[gap_context_of(left, previous)])
-                n_parts, n_raws = put_number(rank - previous, 2, table, symbols[2], tables_at, n_parts, n_raws)
-                if n_parts < 0:
+                table_at = nibble_tables_at + np.uint64(2 * first_nibble[classes[row]])
+                left, place, least = hit, np.int64(0), np.uint64(1)
+                while left > 0:
+                    found = masks[row, place]
+                    place += 1
+                    left -= count_bits(found)
+                    for _ in range(16 if left else (highest_set_bit(found) >> 2) + 1):
+                        table = load_u16_at(table_at, np.uint64(0))
+                        coded = load_u32_at(packed_at, table << np.uint64(10) | (found & np.uint64(15)) << np.uint64(2))
+                        least = min(least, coded & np.uint64(0xFFFF))
+                        store_u32_at(part, np.uint64(0), coded)
+                        part += np.uint64(4)
+                        table_at += np.uint64(2)
+                        found >>= np.uint64(4)
+                if least == np.uint64(0):
                     return -1 - row
-                previous = rank + 1
-                slot += 1
-        end = write_group(parts, n_parts, raws, n_raws, words, at, reverse)
-        lengths[group] = end - at
-        at = end
-    return at
+                previous = np.int64(0)
+                for left in range(count - hit, 0, -1):
+                    rank = np.int64(ranks[row, sources[row, count - left]])
+                    table = np.uint64(gap_tables[gap_context_of(left, previous)])
+                    part, tail = put_number(np.uint64(rank - previous), np.uint64(2), table, tables, part, tail)
+                    if not part:
+                        return -1 - row
+                    previous = rank + 1
+            ends[lane], tails[lane, 0] = part, raws_end[lane]
+            tails[lane, 1] = ((raws_end[lane] - tail[0]) << np.uint64(3)) + tail[2]
+        at = write_groups(lanes, starts, ends, tails, at, scratch, reciprocals_at, lengths[first:])
+    return np.int64(at - address_of(words)) >> 1
 
 
 class IdEncoder:
@@ -73,28 +89,17 @@ class IdEncoder:
 
     def __init__(self, book: IdBook) -> None:
         codes = (book.class_code, book.miss_code, book.gap_code, book.nibble_code)
-        bank = Bank.of(codes)
-        tables = np.repeat(np.tile(bank.contexts[3], book.classes), book.nibbles.reshape(-1))
-        symbols = np.array([len(code.widths) for code in codes], np.int64)
-        self._book, self._bank = book, bank
-        self._tables = np.append(tables, np.uint32(0)).astype(np.uint16)
-        self._codes = direct_symbols(codes), bank.bins, symbols, bank.packed
-        self._longest = int(np.diff(book.first_nibble).max())
+        self._book, self._bank = book, Bank.of(codes)
+        tables = np.repeat(np.tile(self._bank.contexts[3], book.classes), book.nibbles.reshape(-1))
+        self._nibble_tables = np.append(tables, np.uint32(0)).astype(np.uint16)
+        self._tables = Tables(codes, self._bank)
 
-    def __call__(
-        self,
-        ids: NDArray[np.uint32],
-        counts: NDArray[np.int64],
-        hits: NDArray[np.int64],
-        classes: NDArray[np.int64],
-        group_log2: int,
-    ) -> tuple[int, NDArray[np.int64], NDArray[np.uint16]]:
-        """Code arranged rows: the first that cannot be coded or -1, words of each group, and the words."""
-        parts_row = self._longest + ids.shape[1] + 2
-        lengths, words, *buffers = buffers_for(len(ids), group_log2, parts_row, ids.shape[1] + 2)
-        book = self._book
+    def __call__(self, rows: Arrangement, group_log2: int) -> tuple[int, NDArray[np.int64], NDArray[np.uint16]]:
+        """Code rows: the first that cannot be coded or -1, words of each group, and the words."""
+        book, slots = self._book, rows.ranks.shape[1]
+        room = Room(len(rows.ranks), group_log2, book.longest + slots + 2, slots + 2)
         end = _encode(
-            ids, counts, hits, classes, group_log2, book.first_nibble, self._tables, book.listed_ids, book.ranks,
-            self._bank.contexts[2], *self._codes, lengths, words, *buffers,
+            rows.ranks, rows.counts, rows.sources, rows.classes, rows.hits, rows.masks, group_log2, book.first_nibble,
+            self._nibble_tables, self._bank.contexts[2], RECIPROCALS, *self._tables.arrays, *room.arrays,
         )  # fmt: skip
-        return (-1 - end if end < 0 else -1), lengths, words[: max(end, 0)]
+        return (-1 - end if end < 0 else -1), room.lengths, room.words[: max(end, 0)]

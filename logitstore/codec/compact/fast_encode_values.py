@@ -1,4 +1,4 @@
-"""The encoder of values in Numba: the same bytes as `reference`. Kernels release the GIL."""
+"""The encoder of values in Numba: the same bytes as `reference`. Kernels release the GIL; see `writing`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,20 @@ import numpy as np
 from logitstore import layout
 from logitstore.codec.compact.bank import Bank
 from logitstore.codec.compact.codebook import COLUMN_CONTEXTS, column_context
-from logitstore.codec.compact.writing import buffers_for, direct_symbols, put_number, write_group
-from logitstore.codec.intrinsics import address_of
+from logitstore.codec.compact.writing import (
+    LANES,
+    RECIPROCALS,
+    Room,
+    Tables,
+    addresses_of_rows,
+    put_number,
+    put_number_apart,
+    put_raw,
+    small_part,
+    small_parts,
+    write_groups,
+)
+from logitstore.codec.intrinsics import address_of, load_u16_at, store_u32_at
 from logitstore.codec.kernels import kernel
 from logitstore.codec.transform import BITS_DTYPE, keys_from_bits
 
@@ -24,47 +36,59 @@ __all__ = ["ValueEncoder"]
 
 @kernel
 def _encode(
-    bits: Any, levels: Any, counts: Any, kept: Any, group_log2: Any, tables: Any, bounds: Any, raw_bits: Any,
-    key_of: Any, direct: Any, bins: Any, symbols: Any, packed: Any, lengths: Any, words: Any, parts: Any, raws: Any,
-    reverse: Any,
+    bits: Any, levels: Any, lowest: Any, counts: Any, kept: Any, group_log2: Any, column_tables: Any, bounds: Any,
+    raw_bits: Any, key_of: Any, small: Any, first_table: Any, reciprocals: Any, direct: Any, bins: Any, packed: Any,
+    symbols: Any, lengths: Any, words: Any, parts: Any, raws: Any, reverse: Any,
 ) -> Any:  # fmt: skip
     """As in `fast_encode_ids`. Rows of ``kept``, and those that the tables cannot code, are kept as they are."""
-    tables_at = address_of(direct), address_of(bins), address_of(packed), address_of(parts), address_of(raws)
-    size = np.int64(1) << group_log2
-    width = bits.shape[1]
-    at = np.int64(0)
-    for group in range(len(lengths)):
-        n_parts, n_raws = np.int64(0), np.int64(0)
-        for row in range(group * size, min((group + 1) * size, np.int64(len(counts)))):
-            if counts[row] == 0:
-                continue
-            first_part, first_raw = n_parts, n_raws
-            if not kept[row]:
-                base = np.int64(1 << 30)
-                for column in range(counts[row]):
-                    base = min(base, np.int64(levels[row, column]))
-                part = np.int64(0)
-                while part < len(bounds) and np.int64(bounds[part]) <= base:
-                    part += 1
-                n_parts, n_raws = put_number(base + 1, 0, np.int64(0), symbols[0], tables_at, n_parts, n_raws)
-                column = np.int64(0)
-                while n_parts >= 0 and column < counts[row]:
-                    distance = np.int64(levels[row, column]) - base
-                    table = np.int64(tables[part * width + column])
-                    n_parts, n_raws = put_number(distance, 1, table, symbols[1], tables_at, n_parts, n_raws)
-                    column += 1
-            if kept[row] or n_parts < 0:
-                kept[row] = True
-                n_parts, n_raws = put_number(np.int64(0), 0, np.int64(0), symbols[0], tables_at, first_part, first_raw)
-                if n_parts < 0:
-                    return -1 - row
-                for column in range(counts[row]):
-                    raws[n_raws] = np.uint64(key_of[bits[row, column]]) | np.uint64(raw_bits) << np.uint64(32)
-                    n_raws += 1
-        end = write_group(parts, n_parts, raws, n_raws, words, at, reverse)
-        lengths[group] = end - at
-        at = end
-    return at
+    tables = address_of(direct), address_of(bins), address_of(packed), address_of(symbols)
+    reciprocals_at, columns_at, levels_at = address_of(reciprocals), address_of(column_tables), address_of(levels)
+    small_at, first_table = address_of(small), np.uint64(first_table)
+    starts, raws_end = addresses_of_rows(parts, 0), addresses_of_rows(raws, raws.shape[1])
+    scratch, ends = addresses_of_rows(reverse, reverse.shape[1]), np.empty(LANES, np.uint64)
+    tails = np.empty((LANES, 2), np.uint64)
+    size, width = np.int64(1) << group_log2, bits.shape[1]
+    at = address_of(words)
+    for first in range(0, len(lengths), LANES):
+        lanes = min(LANES, len(lengths) - first)
+        for lane in range(lanes):
+            part, tail = starts[lane], (raws_end[lane], np.uint64(0), np.uint64(0))
+            begin = (first + lane) * size
+            for row in range(begin, min(begin + size, np.int64(len(counts)))):
+                count = counts[row]
+                if count == 0:
+                    continue
+                first_part, first_tail = part, tail
+                if not kept[row]:
+                    row_at = levels_at + np.uint64(2 * row * width)
+                    base = np.uint64(lowest[row])
+                    bound = np.int64(0)
+                    while bound < len(bounds) and np.uint64(bounds[bound]) <= base:
+                        bound += 1
+                    tables_at = columns_at + np.uint64(2 * bound * width)
+                    part, tail = put_number(base + np.uint64(1), np.uint64(0), np.uint64(0), tables, part, tail)
+                    column = np.int64(0)
+                    while part and column < count:
+                        distance = load_u16_at(row_at, np.uint64(2 * column)) - base
+                        table = load_u16_at(tables_at, np.uint64(2 * column))
+                        coded = small_part(distance, table - first_table, small_at)
+                        if coded:
+                            store_u32_at(part, np.uint64(0), coded)
+                            part += np.uint64(4)
+                        else:
+                            part, tail = put_number_apart(distance, np.uint64(1), table, tables, part, tail)
+                        column += 1
+                if kept[row] or not part:
+                    kept[row] = True
+                    part, tail = put_number(np.uint64(0), np.uint64(0), np.uint64(0), tables, first_part, first_tail)
+                    if not part:
+                        return -1 - row
+                    for column in range(count):
+                        tail = put_raw(np.uint64(key_of[bits[row, column]]), np.uint64(raw_bits), tail)
+            ends[lane], tails[lane, 0] = part, raws_end[lane]
+            tails[lane, 1] = ((raws_end[lane] - tail[0]) << np.uint64(3)) + tail[2]
+        at = write_groups(lanes, starts, ends, tails, at, scratch, reciprocals_at, lengths[first:])
+    return np.int64(at - address_of(words)) >> 1
 
 
 class ValueEncoder:
@@ -75,9 +99,9 @@ class ValueEncoder:
         bank = Bank.of(codes)
         columns = np.array([column_context(column) for column in range(slots)], np.int64)
         contexts = bank.contexts[1].reshape(-1, COLUMN_CONTEXTS)
-        self._tables = np.ascontiguousarray(contexts[:, columns]).reshape(-1)
-        symbols = np.array([len(code.widths) for code in codes], np.int64)
-        self._codes = direct_symbols(codes), bank.bins, symbols, bank.packed
+        self._columns = np.ascontiguousarray(contexts[:, columns]).astype(np.uint16).reshape(-1)
+        self._tables = Tables(codes, bank)
+        self._small, self._first_table = small_parts(book.delta_code), len(book.base_code.frequencies)
         self._bounds = book.bounds
         patterns = np.arange(1 << 8 * np.dtype(BITS_DTYPE[book.dtype]).itemsize).astype(BITS_DTYPE[book.dtype])
         self._key_of = keys_from_bits(patterns, book.dtype, 0)
@@ -87,14 +111,15 @@ class ValueEncoder:
         self,
         bits: NDArray[Any],
         levels: NDArray[np.uint16],
+        lowest: NDArray[np.uint16],
         counts: NDArray[np.int64],
         kept: NDArray[np.bool_],
         group_log2: int,
     ) -> tuple[int, NDArray[np.int64], NDArray[np.uint16]]:
         """Code rows; ``kept`` is set where a row was kept as it is. Returns as `IdEncoder`."""
-        lengths, words, *buffers = buffers_for(len(bits), group_log2, bits.shape[1] + 1, bits.shape[1] + 1)
+        room = Room(len(bits), group_log2, bits.shape[1] + 1, bits.shape[1] + 1)
         end = _encode(
-            bits, levels, counts, kept, group_log2, self._tables, self._bounds, self._bits, self._key_of, *self._codes,
-            lengths, words, *buffers,
+            bits, levels, lowest, counts, kept, group_log2, self._columns, self._bounds, self._bits, self._key_of,
+            self._small, self._first_table, RECIPROCALS, *self._tables.arrays, *room.arrays,
         )  # fmt: skip
-        return (-1 - end if end < 0 else -1), lengths, words[: max(end, 0)]
+        return (-1 - end if end < 0 else -1), room.lengths, room.words[: max(end, 0)]

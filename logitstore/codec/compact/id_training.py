@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from logitstore import layout
-from logitstore.codec.compact.arranging import arrange
+from logitstore.codec.compact.arranging import arrange, take
 from logitstore.codec.compact.classes import UNITS, ClassScores, escape_bits
 from logitstore.codec.compact.codebook import (
     GAP_CONTEXTS,
@@ -102,7 +102,7 @@ def train_ids(
         )  # fmt: skip
         nibbles, listed = _lists(members, sizes_of_classes, scored, expected / max(1, int(shaping.sum())))
         draft = _draft(vocab_size, order, sizes, nibbles, listed)
-        book = _with_tables(draft, rows[judging], ranked[judging], counts[judging], expected / int(judging.sum()))
+        book = _with_tables(draft, ranked[judging], counts[judging], expected / int(judging.sum()))
         cost = _bytes_of(book, rows[judging], expected)
         if cost < least:
             best, least = book, cost
@@ -225,9 +225,7 @@ def _draft(
     return IdBook(vocab_size, order, sizes, nibbles, listed, flat, flat, flat, nibble_code)
 
 
-def _with_tables(
-    draft: IdBook, rows: NDArray[np.uint32], ranked: NDArray[np.uint32], counts: NDArray[np.int64], scale: float
-) -> IdBook:
+def _with_tables(draft: IdBook, ranked: NDArray[np.uint32], counts: NDArray[np.int64], scale: float) -> IdBook:
     """Return the codebook with classes by falling frequency, and with tables for these rows."""
     chosen = ClassScores.of(draft).choose(ranked, counts)
     found = np.bincount(chosen, minlength=draft.classes)
@@ -238,14 +236,14 @@ def _with_tables(
     place[new] = np.arange(len(new))
     book = _replace(draft, nibbles=draft.nibbles[new], listed=listed)
     chosen, found = place[chosen], found[new]
-    _, hits, _, arranged = arrange(book, rows, counts, chosen)
+    _, hits, _, sources = arrange(book, ranked, counts, chosen)
     contexts = np.repeat(np.tile(np.arange(book.nibbles.shape[1]), book.classes), book.nibbles.reshape(-1))
     many = doubling_widths(book.vocab_size)
     nibbles, gaps = count_numbers(
-        arranged, counts, hits, chosen, book.first_nibble, contexts, book.listed_ids, book.ranks, GAP_CONTEXTS,
+        take(ranked, sources), counts, hits, chosen, book.first_nibble, contexts, book.listed, GAP_CONTEXTS,
         len(many), book.nibbles.shape[1],
     )  # fmt: skip
-    misses = np.bincount(symbols_of(many, rows.shape[1])[counts - hits], minlength=len(many))[None]
+    misses = np.bincount(symbols_of(many, ranked.shape[1])[counts - hits], minlength=len(many))[None]
     widths = adaptive_widths(found + 1, 1 / 64)
     classes = np.bincount(symbols_of(widths, len(found))[chosen], minlength=len(widths))[None]
     return _replace(

@@ -48,7 +48,7 @@ class LossTables:
     def __init__(self, book: ValueBook) -> None:
         self._quantiser = Quantiser.of(book)
         bits = np.arange(1 << 16, dtype=np.uint16)
-        levels, kept = self._quantiser(bits[:, None], np.ones(len(bits), np.int64))
+        levels, _, kept = self._quantiser(bits[:, None], np.ones(len(bits), np.int64))
         stored = bits_from_keys(book.levels[levels[:, 0]], book.dtype, 0)
         values = bits.view(np.float16).astype(np.float64)
         with np.errstate(invalid="ignore", over="ignore"):
@@ -61,7 +61,7 @@ class LossTables:
     def measure(self, values: NDArray[np.float16], counts: NDArray[np.int64]) -> RowLosses:
         """Measure rows ``(R, K)`` of log-probabilities, of which the first ``counts`` of each row are entries."""
         bits = np.ascontiguousarray(values).view(np.uint16)
-        _, kept = self._quantiser(bits, counts)
+        _, _, kept = self._quantiser(bits, counts)
         kl = np.empty(len(bits), np.float64)
         error_sum, error_worst = _measure(bits, counts, kept, self._error, self._kl, kl)
         return RowLosses(kl, float(error_sum), float(error_worst))

@@ -116,26 +116,40 @@ class Quantiser:
                 best, least = np.where(better, candidate, best), np.where(better, cost, least)
         return best.astype(np.uint16), least
 
-    def __call__(self, bits: NDArray[Any], counts: NDArray[np.int64]) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
-        """Return the level of each entry ``(R, K)``, and whether each row has to be kept as it is ``(R,)``.
+    def __call__(
+        self, bits: NDArray[Any], counts: NDArray[np.int64]
+    ) -> tuple[NDArray[np.uint16], NDArray[np.uint16], NDArray[np.bool_]]:
+        """Return each entry's level ``(R, K)``, each row's lowest ``(R,)``, and whether it is kept as it is ``(R,)``.
 
         ``bits`` are those of the values, of which the first ``counts`` of each row are entries.
         """
         levels, costs = self._tables
-        found, kept = np.empty(bits.shape, np.uint16), np.empty(len(bits), np.bool_)
-        _quantise(bits, counts, levels, costs, self.max_kl if self.max_error > 0 else math.inf, found, kept)
-        return found, kept
+        found = np.empty(bits.shape, np.uint16)
+        lowest, kept = np.empty(len(bits), np.uint16), np.empty(len(bits), np.bool_)
+        _quantise(bits, counts, levels, costs, self.max_kl if self.max_error > 0 else math.inf, found, lowest, kept)
+        return found, lowest, kept
 
 
 @kernel
-def _quantise(bits: Any, counts: Any, levels: Any, costs: Any, limit: Any, found: Any, kept: Any) -> None:
+def _quantise(bits: Any, counts: Any, levels: Any, costs: Any, limit: Any, found: Any, lowest: Any, kept: Any) -> None:
     """Look levels up; keep rows that cost more than ``limit``, or infinitely much."""
     for row in range(len(counts)):
-        total = 0.0
-        for column in range(counts[row]):
-            entry = bits[row, column]
-            found[row, column] = levels[entry]
+        total, other, low, count = 0.0, 0.0, np.uint16(0xFFFF), np.int64(counts[row])
+        # Two sums, since each addition has to wait for the one before it.
+        for pair in range(count >> 1):
+            column = np.uint64(2 * pair)
+            for at in (column, column + np.uint64(1)):
+                entry = np.uint64(bits[np.uint64(row), at])
+                level = levels[entry]
+                found[np.uint64(row), at] = level
+                low = min(low, level)
+                total, other = other, total + costs[entry]
+        if count & 1:
+            entry = np.uint64(bits[row, count - 1])
+            found[row, count - 1] = levels[entry]
+            low = min(low, levels[entry])
             total += costs[entry]
-        for column in range(counts[row], bits.shape[1]):
+        for column in range(count, bits.shape[1]):
             found[row, column] = 0
-        kept[row] = not (total <= limit and total < np.inf)
+        total += other
+        lowest[row], kept[row] = low, not (total <= limit and total < np.inf)

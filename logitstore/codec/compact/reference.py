@@ -16,11 +16,14 @@ from logitstore.errors import CorruptDataError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from logitstore.codec.compact.chunk import CompactHeader
     from logitstore.codec.compact.codebook import Codebook
     from logitstore.codec.compact.symbols import SymbolCode
 
-__all__ = ["decode_payload", "encode_group", "encode_ids", "encode_values"]
+__all__ = ["choose_class", "decode_payload", "encode_group", "encode_ids", "encode_values"]
 
 _TOTAL = 1 << layout.TABLE_LOG2
 
@@ -155,7 +158,7 @@ def encode_group(parts: Sequence[tuple[int, int]], raws: Sequence[tuple[int, int
     state = layout.RANS_LOW
     words: list[int] = []
     for frequency, start in reversed(parts):
-        if state >= frequency << 20:
+        if state >= frequency << 32 - layout.TABLE_LOG2:
             words.append(state & 0xFFFF)
             state >>= 16
         state = (state // frequency) * _TOTAL + state % frequency + start
@@ -208,6 +211,39 @@ def encode_ids(book: IdBook, group: int, row: Sequence[int]) -> list[tuple[tuple
         numbers.append(encode_number(book.gap_code, context, rank - previous))
         previous = rank + 1
     return numbers
+
+
+def choose_class(
+    row: Sequence[int], tables: NDArray[np.int8], constants: NDArray[np.int32], names: NDArray[np.int64],
+    coarse: NDArray[np.int8], coarse_constants: NDArray[np.int32], *, tried: int, margin: int,
+) -> int:  # fmt: skip
+    """Return the class of a row of ranks, of those in the groups that score best.
+
+    Parameters
+    ----------
+    row
+        Ranks.
+    tables, constants, names
+        ``(G, F + 1, L)`` what a rank adds to the scores of a group's classes, and ``(G, L)`` where these begin, and the
+        classes; -1 where a group has fewer than L. Ranks above F score as F does.
+    coarse, coarse_constants
+        ``(F + 1, G or more)`` and ``(G or more,)``: the same of groups.
+    tried, margin
+        No more groups than these are looked into, and none whose score is so much below the best.
+    """
+    ranks = [min(rank, len(coarse) - 1) for rank in row]
+    groups = list(range(len(tables)))
+    if len(groups) > tried:
+        totals = [int(coarse_constants[g]) + sum(int(coarse[rank, g]) for rank in ranks) for g in groups]
+        near = [g for g in groups if totals[g] >= max(totals) - margin]
+        groups = sorted(near, key=lambda g: -totals[g])[:tried]
+    scores = {
+        int(names[g, lane]): int(constants[g, lane]) + sum(int(tables[g, rank, lane]) for rank in ranks)
+        for g in groups
+        for lane in range(tables.shape[2])
+        if names[g, lane] >= 0
+    }
+    return min(scores, key=lambda name: (-scores[name], name))
 
 
 def encode_values(

@@ -36,7 +36,7 @@ class SymbolCode:
     contexts
         ``(X,)`` uint32: the table of each context.
     frequencies
-        ``(T, S)`` uint32: out of 4,096, of each symbol in each table. 0 says that the table cannot code the symbol.
+        ``(T, S)`` uint32: out of 1,024, of each symbol in each table. 0 says that the table cannot code the symbol.
     """
 
     widths: NDArray[np.uint32]
@@ -78,9 +78,22 @@ class SymbolCode:
 
     @cached_property
     def slot_symbols(self) -> NDArray[np.uint8]:
-        """``(T, 4096)`` symbol of each slot."""
+        """``(T, 1024)`` symbol of each slot."""
         symbols = np.arange(self.frequencies.shape[1], dtype=np.uint8)
         return np.stack([np.repeat(symbols, row) for row in self.frequencies])
+
+    @property
+    def entries(self) -> NDArray[np.uint32]:
+        """``(T, 1024)`` symbol, frequency less 1 and place within the symbol of each slot; see `Bank`."""
+        symbols = self.slot_symbols.astype(np.uint32)
+        frequencies = np.take_along_axis(self.frequencies, symbols, 1)
+        places = np.arange(_TOTAL, dtype=np.uint32) - np.take_along_axis(self.starts, symbols, 1)
+        return np.asarray(symbols | frequencies - np.uint32(1) << np.uint32(8) | places << np.uint32(20))
+
+    @property
+    def plain(self) -> int:
+        """Symbols at the beginning that have no raw bits, and so stand for themselves."""
+        return int(np.argmax(np.append(self.widths, 1) > 0))
 
     @cached_property
     def packed(self) -> NDArray[np.uint32]:
@@ -103,7 +116,7 @@ class SymbolCode:
 
 
 def normalise(counts: NDArray[Any], required: NDArray[np.bool_]) -> NDArray[np.uint32]:
-    """Turn one table's counts into frequencies that sum to 4,096.
+    """Turn one table's counts into frequencies that sum to 1,024.
 
     Parameters
     ----------

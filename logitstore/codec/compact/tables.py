@@ -24,7 +24,7 @@ def doubling_widths(limit: int) -> Widths:
     return np.where(symbols < 4, 0, symbols // 2 - 1).astype(np.uint32)
 
 
-def adaptive_widths(histogram: NDArray[np.int64], share: float = 1 / 160) -> Widths:
+def adaptive_widths(histogram: NDArray[np.int64], share: float = 1 / 80) -> Widths:
     """Widths for 0 … ``len(histogram) - 1``, wide where numbers are rare, and an escape for every number.
 
     Parameters

@@ -62,7 +62,7 @@ def train_values(
     counts = _counts(bits, UNUSED[dtype])
     error, kl = (0.0, 0.0) if not bounds else (max_error or CAP, max_kl or math.inf)
     quantiser = Quantiser(dtype, _levels(rows, counts, dtype, error, kl), error, kl)
-    levels, kept = quantiser(bits, counts)
+    levels, _, kept = quantiser(bits, counts)
     # Rows that are kept as they are have no part in the tables.
     sample = ~kept & (counts > 0)
     return _value_book(quantiser, levels[sample], counts[sample], (expected_rows or len(values)) / max(1, len(rows)))
@@ -93,7 +93,7 @@ def _levels(
 
 
 def _costs(quantiser: Quantiser, rows: NDArray[Any], counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    levels, _ = quantiser(rows.view(BITS_DTYPE[quantiser.dtype]), counts)
+    levels, _, _ = quantiser(rows.view(BITS_DTYPE[quantiser.dtype]), counts)
     found = quantiser.levels[levels]
     stored = bits_from_keys(found, quantiser.dtype, 0).view(np.float16)
     return generalised_kl(rows, np.where(np.arange(rows.shape[1]) < counts[:, None], stored, -np.inf))
