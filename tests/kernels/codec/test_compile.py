@@ -30,7 +30,7 @@ build(
     IS_IDS=False, IS_FLOAT=True, BITS=16, UNUSED=-1024, FLAT=True, TILE=64,
 )
 types |= {name: "*i64" for name in ("places", "quotients", "lengths", "starts")}
-types |= {name: "*i32" for name in ("residuals", "counts", "parameters", "base")}
+types |= {name: "*i32" for name in ("residuals", "counts", "parameters", "bases")}
 for kernel in (encode_kernels.best_parameters, encode_kernels.row_lengths, encode_kernels.write_rows):
     build(kernel, types, BLOCK=16, TILE=8)
 """
