@@ -29,10 +29,11 @@ if TYPE_CHECKING:
 
 __all__ = ["RowSums", "learn_in_one_pass", "multiply_rows"]
 
-_TILE = 8192
+_TILE = 4096
 _SLOT_TILE = 1024
-_MOST_PROGRAMS = 4
-"""Of one multiprocessor."""
+_MOST_PROGRAMS = 2
+"""Of one multiprocessor: that many of 512 threads fit it with 64 registers each, which suffice for a tile."""
+_REGISTERS = {} if torch.version.hip else {"maxnreg": 64}
 _INTERPRETED_PROGRAMS = 2
 
 _WEIGHTS = {"none": 0, "text": 1, "eq4": -1}
@@ -116,7 +117,7 @@ def learn_in_one_pass(
             slots, _rows_or(labels, scale), _rows_or(label_logprob, scale), scale.contiguous(), marks, marks.shape[1],
             held, sums, TILE=tile, SLOTS=min(max(16, triton.next_power_of_2(slots)), _SLOT_TILE),
             MASKED=counted is not None, KEPT=kept, RENORM=renorm, TAIL=tail, LABEL=labels is not None,
-            WEIGHT=_WEIGHTS[weight], num_warps=max(1, tile // 512),
+            WEIGHT=_WEIGHTS[weight], num_warps=max(1, tile // 256), **_REGISTERS,
         )  # fmt: skip
     mass, outside, entropy, weighed, whole, others, down, at_label = sums
     # Here and not in the kernel, whose logarithm may be an approximation.
