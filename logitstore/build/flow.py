@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from logitstore.build.assemble import Assembler
+from logitstore.build.encode import ChunkEncoder
 from logitstore.build.relay import Relay, Stopped, Worker, run_sender
 from logitstore.build.windows import Cursor, Window
+from logitstore.container.progress import Progress
 from logitstore.container.writer import StoreWriter
 from logitstore.errors import InvalidArgumentError
 
@@ -77,7 +79,7 @@ def write_store(
     manifest
         What the store is.
     extractor
-        Teacher and selection.
+        Teacher and selection; where its entries stay on the device, they are encoded there.
     windows
         Called in a thread with where to start; gives the windows from there on.
     counters
@@ -98,8 +100,14 @@ def write_store(
     CorruptDataError
         The teacher's rows break a rule.
     """
-    with StoreWriter(out, manifest, workers=workers, holds_maximum=holds_maximum, watch=watch) as writer:
-        _run(extractor, writer, windows, counters, watch, on_progress or _ignore)
+    encoder = None
+    if extractor.gathers:
+        encoder = ChunkEncoder(manifest, Progress.read(out).rows, holds_maximum=holds_maximum, watch=watch)
+    with StoreWriter(
+        out, manifest, workers=workers, holds_maximum=holds_maximum, watch=watch,
+        coded=None if encoder is None else encoder.chunks,
+    ) as writer:  # fmt: skip
+        _run(extractor, encoder, writer, windows, counters, watch, on_progress or _ignore)
         extractor.clock.finish()
         with watch.measure("write"):
             return writer.finish()
@@ -107,6 +115,7 @@ def write_store(
 
 def _run(
     extractor: Extractor,
+    encoder: ChunkEncoder | None,
     writer: StoreWriter,
     windows: Callable[[Cursor], Iterator[Window]],
     counters: CorpusCounters,
@@ -121,7 +130,7 @@ def _run(
     rows: Relay[Window | ExtractedBatch] = Relay(_BATCHES_BEHIND)
     reader = run_sender(arriving, lambda: windows(start), "logitstore-read")
     outcome: list[BaseException] = []
-    sink = Worker(lambda: _write(rows, writer, committed, outcome), "logitstore-write")
+    sink = Worker(lambda: _write(rows, encoder, writer, committed, outcome), "logitstore-write")
     try:
         on_progress(_progress(extractor, writer, counters, committed))
         for window in _arriving(arriving, watch):
@@ -163,17 +172,25 @@ def _send(rows: Relay[Window | ExtractedBatch], item: Window | ExtractedBatch, w
 
 
 def _write(
-    rows: Relay[Window | ExtractedBatch], writer: StoreWriter, committed: int, outcome: list[BaseException]
+    rows: Relay[Window | ExtractedBatch],
+    encoder: ChunkEncoder | None,
+    writer: StoreWriter,
+    committed: int,
+    outcome: list[BaseException],
 ) -> None:
     try:
-        for _ in _written(rows, writer, committed):
+        for _ in _written(rows, encoder, writer, committed):
             pass
+        if encoder is not None:
+            encoder.finish()
     except BaseException as error:
         outcome.append(error)
         rows.stop()
 
 
-def _written(rows: Relay[Window | ExtractedBatch], writer: StoreWriter, committed: int) -> Iterator[None]:
+def _written(
+    rows: Relay[Window | ExtractedBatch], encoder: ChunkEncoder | None, writer: StoreWriter, committed: int
+) -> Iterator[None]:
     manifest = writer.manifest
     assembler: Assembler | None = None
     for item in rows:
@@ -184,10 +201,13 @@ def _written(rows: Relay[Window | ExtractedBatch], writer: StoreWriter, committe
                 counts=manifest.has_counts,
                 temperatures=len(manifest.temperatures),
                 committed_rows=committed,
+                coded=encoder is not None,
             )
             ready = assembler.ready()
         else:
             assert assembler is not None
+            if encoder is not None and item.gathered is not None:
+                encoder.add(item.gathered)
             ready = assembler.add(item)
         for document, kept in ready:
             writer.append(document, kept, assembler.window.cursor.to_json())

@@ -6,10 +6,11 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from logitstore.build.extract import Extractor
 from logitstore.build.flow import write_store
+from logitstore.build.gather import GatheringExtractor
 from logitstore.build.generate import GeneratingExtractor
 from logitstore.build.generation import iter_prompt_windows
 from logitstore.build.identity import require_same_build, start_manifest, versions
@@ -82,6 +83,7 @@ def build(
     resume: bool = False,
     overwrite: bool = False,
     workers: int = 2,
+    encode: Literal["host", "device"] = "host",
     command: str = "",
     on_progress: Callable[[BuildProgress], None] | None = None,
 ) -> BuildSummary:
@@ -99,6 +101,10 @@ def build(
         Replace a store at ``out``.
     workers
         Threads that encode.
+    encode
+        ``"host"``: by those threads. ``"device"``: where the teacher is, so that what crosses over is compressed; the
+        bytes are the same. Entries of a window stay on the device meanwhile (256 MiB, or those of one batch), of as
+        many windows as wait for the writer, about six. For Zarr, and for a teacher that reads.
     command
         Kept in ``build.json``.
     on_progress
@@ -127,7 +133,7 @@ def build(
         teacher = load_teacher(config.teacher)
     config = config.with_seq_len_of(teacher.max_length)
     manifest = start_manifest(config, teacher)
-    extractor = (Extractor if config.generation is None else GeneratingExtractor)(teacher, config, watch)
+    extractor = _kind_of_extractor(config, encode)(teacher, config, watch)
     if going_on:
         found = Manifest.read(out)
         require_same_build(found, manifest, out)
@@ -170,6 +176,14 @@ def build(
         perplexity=extractor.tally.perplexity,
         counters=counters,
     )
+
+
+def _kind_of_extractor(config: BuildConfig, encode: str) -> type[Extractor]:
+    if encode not in ("host", "device"):
+        raise InvalidArgumentError(f"encode is 'host' or 'device', found {encode!r}")
+    if encode == "device":
+        return GatheringExtractor
+    return Extractor if config.generation is None else GeneratingExtractor
 
 
 def _windows(

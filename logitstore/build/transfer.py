@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from logitstore.select import SelectedRows
     from logitstore.stopwatch import Stopwatch
 
-__all__ = ["DeviceClock", "HostCopy", "copy_to_host"]
+__all__ = ["DeviceClock", "HostCopy", "ToHost", "columns_of"]
 
 _NAMES = ("ids", "values", "lse", "label_logprob", "counts", "lse_T")
 
@@ -37,18 +37,40 @@ class HostCopy:
         return {name: tensor.numpy() for name, tensor in self.tensors.items()}
 
 
-def copy_to_host(rows: SelectedRows) -> HostCopy:
-    """Start copying; on a CUDA device into pinned memory, behind the work that makes the rows."""
-    tensors = {name: tensor for name in _NAMES if (tensor := getattr(rows, name)) is not None}
-    if not rows.ids.is_cuda:
-        return HostCopy(tensors, None)
-    host = {
-        name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
-        for name, tensor in tensors.items()
-    }
-    arrived = torch.cuda.Event()
-    arrived.record()
-    return HostCopy(host, arrived)
+class ToHost:
+    """Copies rows from a device; from CUDA on a stream of its own, into pinned memory, while the teacher goes on.
+
+    PyTorch hands pinned memory out again once its rows are stored, so a build goes round in a few buffers.
+
+    Parameters
+    ----------
+    device
+        Where rows come from.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def copy(self, tensors: dict[str, torch.Tensor]) -> HostCopy:
+        """Start copying, behind the work that is queued on the current stream."""
+        if self._stream is None:
+            return HostCopy(tensors, None)
+        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        with torch.cuda.stream(self._stream):
+            host = {
+                name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+                for name, tensor in tensors.items()
+            }
+            arrived = self._stream.record_event()
+        for tensor in tensors.values():
+            # Its memory is not for the teacher before it has been read.
+            tensor.record_stream(self._stream)
+        return HostCopy(host, arrived)
+
+
+def columns_of(rows: SelectedRows) -> dict[str, torch.Tensor]:
+    """Return the tensors of rows by name."""
+    return {name: tensor for name in _NAMES if (tensor := getattr(rows, name)) is not None}
 
 
 class DeviceClock:

@@ -43,6 +43,8 @@ class ChunkStream:
         Chunks that may wait to be encoded before `append` blocks.
     watch
         Gets the seconds of ``encode`` and ``write``.
+    coded
+        Where chunks come from, in order, if they are encoded elsewhere: rows are then counted, and nothing else.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class ChunkStream:
         pool: Executor,
         backlog: int,
         watch: Stopwatch,
+        coded: deque[bytes] | None = None,
     ) -> None:
         self.field = field
         self.bytes_written = 0
@@ -63,6 +66,7 @@ class ChunkStream:
         self._pool = pool
         self._backlog = backlog
         self._watch = watch
+        self._coded = coded
         self._pending: deque[Future[bytes]] = deque()
         self._chunk: NDArray[Any] | None = None
         self._filled = 0
@@ -72,6 +76,13 @@ class ChunkStream:
 
     def append(self, rows: NDArray[Any]) -> None:
         """Take rows that do not go beyond the current shard."""
+        self._rows += len(rows)
+        if self._coded is not None:
+            self._filled += len(rows)
+            while self._filled >= self.field.chunk_rows:
+                self._filled -= self.field.chunk_rows
+                self._write(self._coded.popleft())
+            return
         position = 0
         while position < len(rows):
             if self._chunk is None:
@@ -83,7 +94,6 @@ class ChunkStream:
             position += taken
             if self._filled == self.field.chunk_rows:
                 self._submit()
-        self._rows += len(rows)
 
     def _submit(self) -> None:
         assert self._chunk is not None
@@ -101,6 +111,9 @@ class ChunkStream:
             payload = self._pending.popleft().result()
         except LogitStoreError as error:
             raise error.at(path=self._store / self.field.name, shard=self._number) from None
+        self._write(payload)
+
+    def _write(self, payload: bytes) -> None:
         if self._shard is None:
             self._shard = ShardWriter(
                 self._store / self.field.file_name(self._number),
@@ -121,6 +134,9 @@ class ChunkStream:
             self._submit()
         while self._pending:
             self._write_oldest()
+        if self._coded is not None and self._filled:
+            self._write(self._coded.popleft())
+            self._filled = 0
         assert self._shard is not None
         with self._watch.measure("write"):
             size, digest = self._shard.close(self._rows)

@@ -24,10 +24,11 @@ from logitstore.container.sink import Commit, Entry, ShardSink
 from logitstore.container.tar_sink import TarSink
 from logitstore.container.zarr_sink import ZarrSink
 from logitstore.errors import CorruptDataError, InvalidArgumentError
+from logitstore.records import RowsCodedElsewhere
 from logitstore.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from logitstore.records import RowBatch, TokenDocument
@@ -78,6 +79,9 @@ class StoreWriter:
         Whether every row keeps its most probable id; see `check_rows`.
     watch
         Gets the seconds of ``encode``, ``check`` and ``write``.
+    coded
+        Chunks that are encoded elsewhere, see `ZarrSink`; rows are then `RowsCodedElsewhere`, and their entries have
+        been checked.
 
     Examples
     --------
@@ -96,6 +100,7 @@ class StoreWriter:
         workers: int = 2,
         holds_maximum: bool = True,
         watch: Stopwatch | None = None,
+        coded: Mapping[str, deque[bytes]] | None = None,
     ) -> None:
         self.path = path
         self.manifest = manifest
@@ -106,7 +111,7 @@ class StoreWriter:
         self._sink: ShardSink = (
             TarSink(path, manifest, self._pool, backlog, self._watch)
             if manifest.container == "webdataset"
-            else ZarrSink(path, path / DOCUMENTS_FILE, manifest, self._pool, backlog, self._watch)
+            else ZarrSink(path, path / DOCUMENTS_FILE, manifest, self._pool, backlog, self._watch, coded)
         )
         self.progress = Progress.read(path)
         self._start_files()
@@ -208,7 +213,7 @@ class StoreWriter:
                 rows,
                 vocab_size=self.manifest.vocab_size,
                 values=self.manifest.values,
-                holds_maximum=self._holds_maximum,
+                holds_maximum=self._holds_maximum and not isinstance(rows, RowsCodedElsewhere),
             )
 
     def _finish_check(self) -> None:

@@ -16,7 +16,8 @@ from logitstore.container.shard_table import ShardRecord, record_bytes_for
 from logitstore.container.sink import Commit, Entry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections import deque
+    from collections.abc import Callable, Iterator, Mapping
     from concurrent.futures import Executor
     from pathlib import Path
 
@@ -29,10 +30,21 @@ __all__ = ["ZarrSink"]
 
 
 class ZarrSink:
-    """See `ShardSink`. A shard is full when it has ``rows_per_shard`` of the manifest."""
+    """See `ShardSink`. A shard is full when it has ``rows_per_shard`` of the manifest.
+
+    ``coded`` has, by the names of arrays whose chunks are encoded elsewhere, those chunks in order: at any time all
+    that the rows taken so far fill, and at the end what is left of them, padded.
+    """
 
     def __init__(
-        self, path: Path, documents: Path, manifest: Manifest, pool: Executor, backlog: int, watch: Stopwatch
+        self,
+        path: Path,
+        documents: Path,
+        manifest: Manifest,
+        pool: Executor,
+        backlog: int,
+        watch: Stopwatch,
+        coded: Mapping[str, deque[bytes]] | None = None,
     ) -> None:
         self._path = path
         self._documents_file = documents
@@ -41,7 +53,9 @@ class ZarrSink:
         self.record_bytes = max(record_bytes_for(self._fields), record_bytes_for(DOCUMENT_FIELDS))
         self.open_entries = 0
         self._streams = {
-            field.name: ChunkStream(path, field, manifest, manifest.rows_per_shard, pool, backlog, watch)
+            field.name: ChunkStream(
+                path, field, manifest, manifest.rows_per_shard, pool, backlog, watch, (coded or {}).get(field.name)
+            )
             for field in self._fields
         }
         self._document_streams = [
@@ -77,7 +91,7 @@ class ZarrSink:
             stop = min(len(rows), start + boundary - self._row)
             for name, stream in self._streams.items():
                 stream.append(_array_of(rows, name)[start:stop])
-            self.open_entries += int(np.count_nonzero(rows.ids[start:stop] != layout.UNUSED_ID))
+            self.open_entries += rows.entries_in(start, stop)
             self._row += stop - start
             start = stop
             if self._row == boundary:
