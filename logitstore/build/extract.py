@@ -101,7 +101,7 @@ class Extractor:
         self.clock = DeviceClock(teacher.device, watch)
         self.tally = Tally()
         self.tokens = 0
-        self._to_host = ToHost(teacher.device)
+        self._to_host = ToHost()
 
     @property
     def tokenizer(self) -> Any:

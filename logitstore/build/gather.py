@@ -75,6 +75,7 @@ class GatheringExtractor(Extractor):
             )
         super().__init__(teacher, config, watch)
         self._slots = config.selection.slots(teacher.vocab_size)
+        self._window: Window | None = None
         self._gathered: GatheredRows | None = None
 
     def run(self, window: Window, committed_rows: int) -> Iterator[Window | ExtractedBatch | None]:
@@ -82,20 +83,23 @@ class GatheringExtractor(Extractor):
         yield window
         if window.first_rows[-1] <= committed_rows:
             return
-        gathered = self._gathered = self._blank(window)
+        self._window, self._gathered = window, None
         documents: list[int] = []
         chunks: list[ExtractedChunk] = []
         for batch in self.batches(window, committed_rows):
             documents += batch.documents
             chunks += batch.chunks
             yield None
-        self._gathered = None
-        ready = torch.cuda.current_stream().record_event() if gathered.lse.is_cuda else None
+        # Where no row was asked for, there is nothing of the teacher's to say on which device.
+        gathered, self._gathered = self._gathered or self._blank(self._teacher.device), None
+        on_cuda = gathered.lse.is_cuda
+        ready = torch.cuda.current_stream(gathered.lse.device).record_event() if on_cuda else None
         yield ExtractedBatch(tuple(documents), tuple(chunks), replace(gathered, ready=ready))
 
-    def _blank(self, window: Window) -> GatheredRows:
-        first_rows = window.first_rows
-        n, device = first_rows[-1] - first_rows[0], self._teacher.device
+    def _blank(self, device: torch.device) -> GatheredRows:
+        assert self._window is not None
+        first_rows = self._window.first_rows
+        n = first_rows[-1] - first_rows[0]
         names = ("ids", "values", *(["counts"] if self._config.selection.samples is not None else []))
         entries = {
             name: torch.full((n, self._slots), ENTRIES[name][1], dtype=ENTRIES[name][0], device=device)
@@ -104,7 +108,8 @@ class GatheringExtractor(Extractor):
         return GatheredRows(first_rows[0], torch.full((n,), torch.nan, device=device), entries)
 
     def _send(self, kept: SelectedRows, places: NDArray[np.int64]) -> HostCopy:
-        assert self._gathered is not None
+        if self._gathered is None:
+            self._gathered = self._blank(kept.ids.device)
         where = to_device(places, kept.ids.device)
         self._gathered.lse.index_copy_(0, where, kept.lse)
         for name, target in self._gathered.entries.items():

@@ -47,7 +47,7 @@ class BuildSummary:
         Wall-clock seconds of this run.
     stage_seconds
         Seconds by stage: ``load`` of the teacher; ``forward`` and ``selection`` on the device; ``encode`` and
-        ``check`` summed over the pool's threads; ``write``; ``starve`` and ``wait``, in which the teacher waited for
+        ``check`` summed over the threads that do it; ``write``; ``starve`` and ``wait``, in which the teacher waited for
         text and for the writer.
     new_rows
         Rows computed by this run; fewer than all when it was resumed.

@@ -41,30 +41,29 @@ class ToHost:
     """Copies rows from a device; from CUDA on a stream of its own, into pinned memory, while the teacher goes on.
 
     PyTorch hands pinned memory out again once its rows are stored, so a build goes round in a few buffers.
-
-    Parameters
-    ----------
-    device
-        Where rows come from.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    def __init__(self) -> None:
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
 
     def copy(self, tensors: dict[str, torch.Tensor]) -> HostCopy:
-        """Start copying, behind the work that is queued on the current stream."""
-        if self._stream is None:
+        """Start copying tensors of one device, behind the work that is queued on its current stream."""
+        device = next(iter(tensors.values())).device
+        if device.type != "cuda":
             return HostCopy(tensors, None)
-        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
-        with torch.cuda.stream(self._stream):
+        if device not in self._streams:
+            self._streams[device] = torch.cuda.Stream(device)
+        stream = self._streams[device]
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
             host = {
                 name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
                 for name, tensor in tensors.items()
             }
-            arrived = self._stream.record_event()
+            arrived = stream.record_event()
         for tensor in tensors.values():
             # Its memory is not for the teacher before it has been read.
-            tensor.record_stream(self._stream)
+            tensor.record_stream(stream)
         return HostCopy(host, arrived)
 
 

@@ -120,9 +120,9 @@ def encode_chunks(
         host = host.view(np.uint32) if kind == "ids" else host
         return [encode(host[start:stop], kind, vocab_size=vocab_size) for start, stop in spans]
     rows = _gaps(array, vocab_size, chunk_rows) if kind == "ids" else _keys(array, spans)
-    counts = rows.counts.cpu().numpy().astype(np.int64)
+    counts, bases = _on_host(rows.counts, rows.bases)
+    counts, bases = counts.astype(np.int64), bases.astype(np.uint32)
     log2s = np.array([block_log2_for(kind, int(counts[start:stop].sum()), stop - start) for start, stop in spans])
-    bases = rows.bases.cpu().numpy().astype(np.uint32)
     chunks: list[bytes] = [b""] * len(spans)
     for log2 in np.unique(log2s).tolist():
         numbers = np.flatnonzero(log2s == log2)
@@ -147,7 +147,7 @@ def _gaps(ids: Tensor, bound: int, chunk_rows: int) -> _Residuals:
     counts = used.sum(dim=1, dtype=torch.int32)
     slots = torch.arange(ids.shape[1], device=ids.device, dtype=torch.int32)
     before = torch.cat([torch.full_like(ids[:, :1], -1), ids[:, :-1]], dim=1)
-    bad = (used != (slots < counts[:, None])) | used & ((ids <= before) | (ids.long() >= bound))
+    bad = (used != (slots < counts[:, None])) | used & ((ids <= before) | (ids > bound - 1))
     broken = bad.any(dim=1)
     if broken.any():
         row = int(torch.nonzero(broken)[0])
@@ -216,4 +216,18 @@ def _write(rows: _Residuals, chunk_rows: int, block: int) -> _Written:
             residuals, counts, own, places, quotients, lengths, starts, words, slots, stride, BLOCK=block,
             TILE=_TILE_SLOTS, num_warps=1,
         )  # fmt: skip
-    return _Written(bases.cpu().numpy(), first_words, words.cpu().numpy(), lengths.cpu().numpy())
+    on_host = _on_host(bases, words, lengths)
+    return _Written(on_host[0], first_words, *on_host[1:])
+
+
+def _on_host(*tensors: Tensor) -> list[NDArray[Any]]:
+    """Return arrays, through pinned memory if they come from CUDA. Waits once, for the current stream alone."""
+    device = tensors[0].device
+    if device.type != "cuda":
+        return [tensor.cpu().numpy() for tensor in tensors]
+    pinned = [
+        torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+        for tensor in tensors
+    ]
+    torch.cuda.current_stream(device).synchronize()
+    return [tensor.numpy() for tensor in pinned]

@@ -131,14 +131,23 @@ def test_rows_leave_a_gpu_on_a_stream_of_their_own(monkeypatch: pytest.MonkeyPat
         def __exit__(self, *_: object) -> None:
             pass
 
+    class OnGpu:
+        device, shape, dtype = torch.device("cuda"), (3,), torch.float32
+
+        def record_stream(self, lane: Lane) -> None:
+            notes.append(f"kept for {lane.name}")
+
+    class Pinned:
+        def copy_(self, tensor: OnGpu, *, non_blocking: bool) -> torch.Tensor:
+            assert non_blocking
+            return torch.arange(3.0)
+
     side, teacher = Lane("side"), Lane("teacher")
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: side)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: teacher)
     monkeypatch.setattr(torch.cuda, "stream", lambda lane: lane)
-    empty = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda *shape, pin_memory, **k: notes.append("pinned") or empty(*shape, **k))
-    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, lane: notes.append(f"kept for {lane.name}"))
-    copy = ToHost(torch.device("cuda")).copy({"lse": torch.arange(3.0)})
+    monkeypatch.setattr(torch, "empty", lambda *shape, pin_memory, dtype: notes.append("pinned") or Pinned())
+    copy = ToHost().copy({"lse": OnGpu()})  # type: ignore[dict-item]
     assert copy.arrays()["lse"].tolist() == [0, 1, 2]
     assert notes == [
         "side waits for teacher", "on side", "pinned", "side records", "kept for side", "host waits",
