@@ -47,8 +47,8 @@ class BuildSummary:
         Wall-clock seconds of this run.
     stage_seconds
         Seconds by stage: ``load`` of the teacher; ``forward`` and ``selection`` on the device; ``encode`` and
-        ``check`` summed over the threads that do it; ``write``; ``starve`` and ``wait``, in which the teacher waited for
-        text and for the writer.
+        ``check`` summed over the threads that do it; ``write``; ``starve`` and ``wait``, in which the teacher waited
+        for text and for the writer.
     new_rows
         Rows computed by this run; fewer than all when it was resumed.
     kept_mass, perplexity
