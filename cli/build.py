@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -153,10 +153,26 @@ __all__ = ["command"]
 )
 @codec_options(default="exact")
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Threads that encode.")
+@click.option(
+    "--encode",
+    type=click.Choice(["host", "device"]),
+    default="host",
+    show_default=True,
+    help="Where chunks are encoded: by those threads, or beside the teacher (experimental: zarr and exact alone).",
+)
 @click.option("--resume", is_flag=True, help="Go on with an unfinished store.")
 @click.option("--overwrite", is_flag=True, help="Replace a store at --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-def command(out: Path, *, workers: int, resume: bool, overwrite: bool, as_json: bool, **options: Any) -> None:
+def command(
+    out: Path,
+    *,
+    workers: int,
+    encode: Literal["host", "device"],
+    resume: bool,
+    overwrite: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Run a teacher over a corpus and store the logits it keeps of every token.
 
     \b
@@ -176,7 +192,7 @@ def command(out: Path, *, workers: int, resume: bool, overwrite: bool, as_json: 
     try:
         with build_progress() as report:
             summary = build(
-                config, out, resume=resume, overwrite=overwrite, workers=workers,
+                config, out, resume=resume, overwrite=overwrite, workers=workers, encode=encode,
                 command=shlex.join(["logitstore", *sys.argv[1:]]), on_progress=report,
             )  # fmt: skip
     except KeyboardInterrupt:

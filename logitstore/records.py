@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from logitstore import layout
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["RowBatch", "TokenDocument", "by_id"]
+__all__ = ["RowBatch", "RowsCodedElsewhere", "TokenDocument", "by_id"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,28 @@ class RowBatch:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def entries_in(self, start: int, stop: int) -> int:
+        """Return how many entries rows ``start:stop`` keep."""
+        return int(np.count_nonzero(self.ids[start:stop] != layout.UNUSED_ID))
+
+
+@dataclass(frozen=True)
+class RowsCodedElsewhere(RowBatch):
+    """Rows whose ids, values and counts come to their container as chunks: here they have no columns.
+
+    Attributes
+    ----------
+    entries
+        ``(n,)`` int32, how many entries each row keeps.
+    """
+
+    entries: NDArray[np.int32] | None = None
+
+    def entries_in(self, start: int, stop: int) -> int:
+        """Return how many entries rows ``start:stop`` keep."""
+        assert self.entries is not None
+        return int(self.entries[start:stop].sum())
 
 
 def by_id(rows: RowBatch) -> RowBatch:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from logitstore import layout
-from logitstore.records import RowBatch
+from logitstore.records import RowBatch, RowsCodedElsewhere
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,10 +31,22 @@ class Assembler:
         ``K``, whether draws are counted, and how many further temperatures there are.
     committed_rows
         Rows already on disk: documents that end before are given out without rows.
+    coded
+        Whether entries do not come this way, but only how many there are.
     """
 
-    def __init__(self, window: Window, *, slots: int, counts: bool, temperatures: int, committed_rows: int) -> None:
+    def __init__(
+        self,
+        window: Window,
+        *,
+        slots: int,
+        counts: bool,
+        temperatures: int,
+        committed_rows: int,
+        coded: bool = False,
+    ) -> None:
         self.window = window
+        self._coded = coded
         self._shape = (slots, counts, temperatures)
         self._skipped = [row <= committed_rows for row in window.first_rows[1:]]
         self._done: dict[int, RowBatch] = {}
@@ -44,7 +57,8 @@ class Assembler:
         rows = {number: self._blank(self.window.documents[number]) for number in batch.documents}
         for chunk in batch.chunks:
             arrays = chunk.kept.arrays()
-            arrays["ids"] = arrays["ids"].view(np.uint32)  # -1 becomes the unused id
+            if not self._coded:
+                arrays["ids"] = arrays["ids"].view(np.uint32)  # -1 becomes the unused id
             # A chunk of what a teacher wrote goes from document to document with every token.
             order = np.argsort(chunk.documents, kind="stable")
             for part in np.split(order, np.flatnonzero(np.diff(chunk.documents[order])) + 1):
@@ -66,7 +80,9 @@ class Assembler:
     def _blank(self, document: TokenDocument) -> RowBatch:
         n = len(document.tokens)
         slots, counts, temperatures = self._shape
-        return RowBatch(
+        slots = 0 if self._coded else slots
+        kind = partial(RowsCodedElsewhere, entries=np.zeros(n, np.int32)) if self._coded else RowBatch
+        return kind(
             tokens=document.tokens,
             ids=np.full((n, slots), layout.UNUSED_ID, np.uint32),
             values=np.full((n, slots), -np.inf, np.float16),

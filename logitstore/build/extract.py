@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 
-from logitstore.build.transfer import DeviceClock, HostCopy, copy_to_host
+from logitstore.build.transfer import DeviceClock, HostCopy, ToHost, columns_of
 from logitstore.errors import CorruptDataError
 from logitstore.select import SelectedRows, select_rows
 from logitstore.teacher import plan_batches
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from logitstore.build.config import BuildConfig
+    from logitstore.build.gather import GatheredRows
     from logitstore.build.windows import Window
     from logitstore.corpus import CorpusCounters
     from logitstore.stopwatch import Stopwatch
@@ -38,10 +39,11 @@ class ExtractedChunk:
 
 @dataclass(frozen=True)
 class ExtractedBatch:
-    """All kept rows of some documents of a window."""
+    """All kept rows of some documents of a window; ``gathered`` has their entries, if the device is to encode them."""
 
     documents: tuple[int, ...]
     chunks: tuple[ExtractedChunk, ...]
+    gathered: GatheredRows | None = None
 
 
 @dataclass
@@ -87,7 +89,11 @@ class Extractor:
         Where the seconds go; what the teacher said in sum.
     tokens
         Tokens of the documents run so far.
+    gathers
+        Whether entries stay on the device until it encodes them.
     """
+
+    gathers: ClassVar[bool] = False
 
     def __init__(self, teacher: Teacher, config: BuildConfig, watch: Stopwatch) -> None:
         self._teacher = teacher
@@ -95,6 +101,7 @@ class Extractor:
         self.clock = DeviceClock(teacher.device, watch)
         self.tally = Tally()
         self.tokens = 0
+        self._to_host = ToHost()
 
     @property
     def tokenizer(self) -> Any:
@@ -125,6 +132,7 @@ class Extractor:
         rows = self._teacher.forward_rows(
             [document.tokens for document in documents], rows_per_chunk=self._config.rows_per_chunk, needed=needed
         )
+        first_rows = np.array(window.first_rows) - window.cursor.row
         chunks = []
         while True:
             with self.clock.measure("forward"):
@@ -134,9 +142,13 @@ class Extractor:
             numbers = np.array(batch)[logits.documents]
             with self.clock.measure("selection"):
                 kept = self._select(window, numbers, logits)
-            chunks.append(ExtractedChunk(numbers, logits.rows, copy_to_host(kept)))
+            chunks.append(ExtractedChunk(numbers, logits.rows, self._send(kept, first_rows[numbers] + logits.rows)))
         self.tokens += sum(len(document.tokens) for document in documents)
         return ExtractedBatch(tuple(batch), tuple(chunks))
+
+    def _send(self, kept: SelectedRows, places: NDArray[np.int64]) -> HostCopy:  # noqa: ARG002
+        """Start bringing rows to the host, given where in the window each is."""
+        return self._to_host.copy(columns_of(kept))
 
     def _select(self, window: Window, numbers: NDArray[np.int64], logits: LogitRows) -> SelectedRows:
         keys = None

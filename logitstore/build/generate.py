@@ -10,7 +10,7 @@ import torch
 
 from logitstore.build.extract import ExtractedBatch, ExtractedChunk, Extractor
 from logitstore.build.generation import generation_settings, new_tokens
-from logitstore.build.transfer import copy_to_host
+from logitstore.build.transfer import columns_of
 from logitstore.build.windows import Window
 from logitstore.errors import CorruptDataError
 from logitstore.teacher import Decoding, require_decoding
@@ -71,7 +71,7 @@ class GeneratingExtractor(Extractor):
                 break
             with self.clock.measure("selection"):
                 kept = self._select(window, logits.documents, logits)
-            chunks.append(ExtractedChunk(logits.documents, logits.rows, copy_to_host(kept)))
+            chunks.append(ExtractedChunk(logits.documents, logits.rows, self._to_host.copy(columns_of(kept))))
             self.tokens = max(self.tokens, first_row + decoding.tokens - committed_rows)
             yield None
         documents = tuple(

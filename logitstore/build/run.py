@@ -1,29 +1,24 @@
-"""The build: three threads and a pool, joined by short queues.
-
-*reader* tokenises and cuts windows → *main* runs the teacher, which reads or writes, and the selection → *writer* puts
-rows in order, has the pool encode them, and commits shards. Each waits for the next when its queue is full, so memory
-is bounded.
-"""
+"""The build, from a configuration to a finished store and its summary; `logitstore.build.flow` moves the rows."""
 
 from __future__ import annotations
 
-import threading
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
-from logitstore.build.assemble import Assembler
-from logitstore.build.extract import ExtractedBatch, Extractor
+from logitstore.build.extract import Extractor
+from logitstore.build.flow import write_store
+from logitstore.build.gather import GatheringExtractor
 from logitstore.build.generate import GeneratingExtractor
 from logitstore.build.generation import iter_prompt_windows
 from logitstore.build.identity import require_same_build, start_manifest, versions
 from logitstore.build.record import append_run
-from logitstore.build.relay import Relay, Stopped, Worker, run_sender
-from logitstore.build.windows import Cursor, Window, iter_windows
+from logitstore.build.windows import iter_windows
 from logitstore.container.manifest import Manifest, is_store
 from logitstore.container.progress import PROGRESS_FILE
-from logitstore.container.writer import StoreWriter, prepare_directory, refuse_directory
+from logitstore.container.writer import prepare_directory, refuse_directory
 from logitstore.corpus import CorpusCounters
 from logitstore.errors import InvalidArgumentError
 from logitstore.stopwatch import Stopwatch
@@ -34,39 +29,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from logitstore.build.config import BuildConfig
+    from logitstore.build.flow import BuildProgress
+    from logitstore.build.windows import Cursor, Window
 
-__all__ = ["BuildProgress", "BuildSummary", "build"]
-
-_WINDOWS_AHEAD = 1
-_BATCHES_BEHIND = 4
-
-
-@dataclass(frozen=True)
-class BuildProgress:
-    """How far a build is.
-
-    Attributes
-    ----------
-    tokens, total_tokens
-        Tokens read or written by the teacher or found committed, and an estimate of all; None while nothing is known.
-    new_tokens
-        Tokens the teacher has read or written in this run.
-    written_rows, entries, bytes
-        Of this run alone: rows handed to the writer, entries they keep, bytes written so far.
-    committed_rows
-        Rows that survive a crash.
-    training
-        Part done, 0 to 1, of the codebooks that are being trained for the next rows; None while none are.
-    """
-
-    tokens: int
-    total_tokens: int | None
-    new_tokens: int
-    written_rows: int
-    entries: int
-    bytes: int
-    committed_rows: int
-    training: float | None = None
+__all__ = ["BuildSummary", "build"]
 
 
 @dataclass(frozen=True)
@@ -81,8 +47,8 @@ class BuildSummary:
         Wall-clock seconds of this run.
     stage_seconds
         Seconds by stage: ``load`` of the teacher; ``forward`` and ``selection`` on the device; ``encode`` and
-        ``check`` summed over the pool's threads; ``train`` of codebooks; ``write``; ``starve`` and ``wait``, in which
-        the teacher waited for text and for the writer.
+        ``check`` summed over the threads that do it; ``train`` of codebooks; ``write``; ``starve`` and ``wait``, in
+        which the teacher waited for text and for the writer.
     new_rows
         Rows computed by this run; fewer than all when it was resumed.
     kept_mass, perplexity
@@ -117,6 +83,7 @@ def build(
     resume: bool = False,
     overwrite: bool = False,
     workers: int = 2,
+    encode: Literal["host", "device"] = "host",
     command: str = "",
     on_progress: Callable[[BuildProgress], None] | None = None,
 ) -> BuildSummary:
@@ -134,6 +101,10 @@ def build(
         Replace a store at ``out``.
     workers
         Threads that encode.
+    encode
+        ``"host"``: by those threads. ``"device"``: where the teacher is, so that what crosses over is compressed; the
+        bytes are the same. Entries of a window stay on the device meanwhile (256 MiB, or those of one batch), of as
+        many windows as wait for the writer, about six. For Zarr, the exact codec, and a teacher that reads.
     command
         Kept in ``build.json``.
     on_progress
@@ -162,7 +133,7 @@ def build(
         teacher = load_teacher(config.teacher)
     config = config.with_seq_len_of(teacher.max_length)
     manifest = start_manifest(config, teacher)
-    extractor = (Extractor if config.generation is None else GeneratingExtractor)(teacher, config, watch)
+    extractor = _kind_of_extractor(config, encode)(teacher, config, watch)
     if going_on:
         found = Manifest.read(out)
         require_same_build(found, manifest, out)
@@ -177,8 +148,11 @@ def build(
             # A crash right behind the last manifest leaves it.
             (out / PROGRESS_FILE).unlink(missing_ok=True)
         else:
-            report = _one_at_a_time(on_progress or _ignore)
-            manifest = _write_store(config, out, manifest, extractor, counters, watch, workers, report)
+            manifest = write_store(
+                out, manifest, extractor, partial(_windows, config, extractor, manifest.slots, counters), counters,
+                watch, holds_maximum=config.selection.top_entries(manifest.vocab_size) > 0, workers=workers,
+                on_progress=on_progress,
+            )  # fmt: skip
         finished = True
     finally:
         seconds = time.perf_counter() - clock
@@ -204,153 +178,17 @@ def build(
     )
 
 
-def _write_store(
-    config: BuildConfig,
-    out: Path,
-    manifest: Manifest,
-    extractor: Extractor,
-    counters: CorpusCounters,
-    watch: Stopwatch,
-    workers: int,
-    on_progress: Callable[[BuildProgress], None],
-) -> Manifest:
-    holds_maximum = config.selection.top_entries(manifest.vocab_size) > 0
-    with StoreWriter(out, manifest, workers=workers, holds_maximum=holds_maximum, watch=watch) as writer:
-        committed = writer.progress.rows
-        writer.on_training = lambda part: on_progress(_progress(extractor, writer, counters, committed, part))
-        _run(config, extractor, writer, counters, watch, on_progress)
-        extractor.clock.finish()
-        with watch.measure("write"):
-            return writer.finish()
-
-
-def _run(
-    config: BuildConfig,
-    extractor: Extractor,
-    writer: StoreWriter,
-    counters: CorpusCounters,
-    watch: Stopwatch,
-    on_progress: Callable[[BuildProgress], None],
-) -> None:
-    committed = writer.progress.rows
-    start = Cursor(**writer.progress.cursor) if writer.progress.cursor else Cursor()
-    writer.rewind(start.document, start.row)
-
-    windows: Relay[Window] = Relay(_WINDOWS_AHEAD)
-    rows: Relay[Window | ExtractedBatch] = Relay(_BATCHES_BEHIND)
-    reader = run_sender(
-        windows,
-        lambda: _windows(config, extractor, writer.manifest.slots, start, counters),
-        "logitstore-read",
-    )
-    outcome: list[BaseException] = []
-    sink = Worker(lambda: _write(rows, writer, committed, outcome), "logitstore-write")
-    try:
-        on_progress(_progress(extractor, writer, counters, committed))
-        for window in _arriving(windows, watch):
-            for item in extractor.run(window, committed):
-                if item is not None:
-                    _send(rows, item, watch)
-                on_progress(_progress(extractor, writer, counters, committed))
-        rows.end()
-        sink.wait()
-    except Stopped:
-        pass  # the writer failed: its error is in `outcome`
-    except BaseException:
-        rows.stop()
-        raise
-    finally:
-        windows.stop()
-        reader.wait()
-        sink.wait()
-    if outcome:
-        raise outcome[0]
-    if writer.rows == 0:
-        raise InvalidArgumentError("the corpus holds no document with any text")
-    on_progress(_progress(extractor, writer, counters, committed))
+def _kind_of_extractor(config: BuildConfig, encode: str) -> type[Extractor]:
+    if encode not in ("host", "device"):
+        raise InvalidArgumentError(f"encode is 'host' or 'device', found {encode!r}")
+    if encode == "device":
+        return GatheringExtractor
+    return Extractor if config.generation is None else GeneratingExtractor
 
 
 def _windows(
-    config: BuildConfig, extractor: Extractor, slots: int, start: Cursor, counters: CorpusCounters
+    config: BuildConfig, extractor: Extractor, slots: int, counters: CorpusCounters, start: Cursor
 ) -> Iterator[Window]:
     if config.generation is not None:
         return iter_prompt_windows(config, extractor.tokenizer, start, counters)
     return iter_windows(config.corpus, extractor.tokenizer, config.window_tokens(slots), start, counters)
-
-
-def _arriving(windows: Relay[Window], watch: Stopwatch) -> Iterator[Window]:
-    arriving = iter(windows)
-    while True:
-        with watch.measure("starve"):
-            window = next(arriving, None)
-        if window is None:
-            return
-        yield window
-
-
-def _send(rows: Relay[Window | ExtractedBatch], item: Window | ExtractedBatch, watch: Stopwatch) -> None:
-    with watch.measure("wait"):
-        rows.put(item)
-
-
-def _write(
-    rows: Relay[Window | ExtractedBatch], writer: StoreWriter, committed: int, outcome: list[BaseException]
-) -> None:
-    try:
-        for _ in _written(rows, writer, committed):
-            pass
-    except BaseException as error:
-        outcome.append(error)
-        rows.stop()
-
-
-def _written(rows: Relay[Window | ExtractedBatch], writer: StoreWriter, committed: int) -> Iterator[None]:
-    manifest = writer.manifest
-    assembler: Assembler | None = None
-    for item in rows:
-        if isinstance(item, Window):
-            assembler = Assembler(
-                item,
-                slots=manifest.slots,
-                counts=manifest.has_counts,
-                temperatures=len(manifest.temperatures),
-                committed_rows=committed,
-            )
-            ready = assembler.ready()
-        else:
-            assert assembler is not None
-            ready = assembler.add(item)
-        for document, kept in ready:
-            writer.append(document, kept, assembler.window.cursor.to_json())
-            yield
-
-
-def _progress(
-    extractor: Extractor, writer: StoreWriter, counters: CorpusCounters, committed: int, training: float | None = None
-) -> BuildProgress:
-    new = extractor.tokens
-    estimate = extractor.estimated_rows(counters)
-    return BuildProgress(
-        tokens=committed + new,
-        total_tokens=None if estimate is None else estimate + writer.rewound_rows,
-        new_tokens=new,
-        written_rows=max(0, writer.rows - committed),
-        entries=writer.new_entries,
-        bytes=writer.new_bytes,
-        committed_rows=writer.progress.rows,
-        training=training,
-    )
-
-
-def _one_at_a_time(report: Callable[[BuildProgress], None]) -> Callable[[BuildProgress], None]:
-    lock = threading.Lock()
-
-    def locked(progress: BuildProgress) -> None:
-        with lock:
-            report(progress)
-
-    return locked
-
-
-def _ignore(_: BuildProgress) -> None:
-    return

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from logitstore.select import SelectedRows
     from logitstore.stopwatch import Stopwatch
 
-__all__ = ["DeviceClock", "HostCopy", "copy_to_host"]
+__all__ = ["DeviceClock", "HostCopy", "ToHost", "columns_of"]
 
 _NAMES = ("ids", "values", "lse", "label_logprob", "counts", "lse_T")
 
@@ -37,18 +37,39 @@ class HostCopy:
         return {name: tensor.numpy() for name, tensor in self.tensors.items()}
 
 
-def copy_to_host(rows: SelectedRows) -> HostCopy:
-    """Start copying; on a CUDA device into pinned memory, behind the work that makes the rows."""
-    tensors = {name: tensor for name in _NAMES if (tensor := getattr(rows, name)) is not None}
-    if not rows.ids.is_cuda:
-        return HostCopy(tensors, None)
-    host = {
-        name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
-        for name, tensor in tensors.items()
-    }
-    arrived = torch.cuda.Event()
-    arrived.record()
-    return HostCopy(host, arrived)
+class ToHost:
+    """Copies rows from a device; from CUDA on a stream of its own, into pinned memory, while the teacher goes on.
+
+    PyTorch hands pinned memory out again once its rows are stored, so a build goes round in a few buffers.
+    """
+
+    def __init__(self) -> None:
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+
+    def copy(self, tensors: dict[str, torch.Tensor]) -> HostCopy:
+        """Start copying tensors of one device, behind the work that is queued on its current stream."""
+        device = next(iter(tensors.values())).device
+        if device.type != "cuda":
+            return HostCopy(tensors, None)
+        if device not in self._streams:
+            self._streams[device] = torch.cuda.Stream(device)
+        stream = self._streams[device]
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            host = {
+                name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+                for name, tensor in tensors.items()
+            }
+            arrived = stream.record_event()
+        for tensor in tensors.values():
+            # Its memory is not for the teacher before it has been read.
+            tensor.record_stream(stream)
+        return HostCopy(host, arrived)
+
+
+def columns_of(rows: SelectedRows) -> dict[str, torch.Tensor]:
+    """Return the tensors of rows by name."""
+    return {name: tensor for name in _NAMES if (tensor := getattr(rows, name)) is not None}
 
 
 class DeviceClock:

@@ -53,6 +53,9 @@ class ChunkStream:
         Chunks that may wait to be encoded before `append` blocks.
     watch
         Gets the seconds of ``encode`` and ``write``.
+    coded
+        Chunks that are encoded elsewhere, by array: at any time all that the rows taken so far fill, and at the end
+        what is left of them, padded. Of rows only their number counts then.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class ChunkStream:
         pool: Executor,
         backlog: int,
         watch: Stopwatch,
+        coded: Mapping[str, deque[bytes]] | None = None,
     ) -> None:
         self.fields = tuple(fields)
         self.bytes_written = 0
@@ -76,6 +80,7 @@ class ChunkStream:
         self._pool = pool
         self._backlog = backlog
         self._watch = watch
+        self._coded = coded
         self._pending: deque[Future[CodedRows]] = deque()
         self._chunk: dict[str, NDArray[Any]] | None = None
         self._filled = 0
@@ -87,6 +92,13 @@ class ChunkStream:
     def append(self, rows: Mapping[str, NDArray[Any]]) -> None:
         """Take rows, by array, that do not go beyond the current shard."""
         position, length = 0, len(rows[self.fields[0].name])
+        if self._coded is not None:
+            self._rows += length
+            self._filled += length
+            while self._filled >= self._chunk_rows:
+                self._filled -= self._chunk_rows
+                self._write_coded(self._coded)
+            return
         while position < length:
             if self._chunk is None:
                 self._chunk = {field.name: np.empty(field.chunk_shape, field.dtype) for field in self.fields}
@@ -117,6 +129,12 @@ class ChunkStream:
             coded = self._pending.popleft().result()
         except LogitStoreError as error:
             raise error.at(path=self._store / self.fields[0].name, shard=self._number) from None
+        self._write(coded)
+
+    def _write_coded(self, chunks: Mapping[str, deque[bytes]]) -> None:
+        self._write(CodedRows({field.name: chunks[field.name].popleft() for field in self.fields}))
+
+    def _write(self, coded: CodedRows) -> None:
         if not self._shards:
             self._shards = {field.name: self._open(field) for field in self.fields}
         with self._watch.measure("write"):
@@ -150,6 +168,9 @@ class ChunkStream:
             self._submit()
         while self._pending:
             self._write_oldest()
+        if self._coded is not None and self._filled:
+            self._write_coded(self._coded)
+            self._filled = 0
         assert self._shards
         with self._watch.measure("write"):
             files = {name: FileRecord(*shard.close(self._rows)) for name, shard in self._shards.items()}

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
     from logitstore.records import RowBatch
 
-__all__ = ["EXACT", "Bound", "Violation", "check_rows"]
+__all__ = ["EXACT", "HALF_ULP", "SLACK", "SMALLEST", "Bound", "Violation", "check_rows"]
 
-_HALF_ULP = 2.0**-11
+HALF_ULP = 2.0**-11
 """Largest relative rounding error of a float16."""
-_SMALLEST = 2.0**-24
+SMALLEST = 2.0**-24
 """Largest absolute rounding error of a subnormal float16, doubled."""
-_SLACK = 1e-3
+SLACK = 1e-3
 """For float32 sums over a vocabulary, in nats."""
 
 
@@ -117,19 +117,19 @@ def check_rows(
     empty = ~used.any(axis=1)
     rule("lse-finite", ~empty & ~np.isfinite(batch.lse), "lse is finite where the row has entries")
     with np.errstate(invalid="ignore", over="ignore"):
-        rule("label-range", batch.label_logprob > _SLACK, "a log-probability is at most 0")
+        rule("label-range", batch.label_logprob > SLACK, "a log-probability is at most 0")
         logits = batch.values.astype(np.float32)
-        error = np.abs(logits) * np.float32(_HALF_ULP) + np.float32(_SMALLEST) + np.float32(bound.max_error or 0)
+        error = np.abs(logits) * np.float32(HALF_ULP) + np.float32(SMALLEST) + np.float32(bound.max_error or 0)
         offset = np.float32(0) if values == "logprob" else batch.lse[:, None]
         mass = np.exp(np.where(used & finite, logits - error - offset, -np.inf)).sum(axis=1, dtype=np.float64)
-        rule("mass", mass > bound.mass + _SLACK, "log-sum-exp of the kept entries is at most lse, within rounding")
+        rule("mass", mass > bound.mass + SLACK, "log-sum-exp of the kept entries is at most lse, within rounding")
         if holds_maximum:
             if bound.max_error is None:
                 error += np.float32(bound.error)
             top = np.where(used & finite, logits + error - offset, -np.inf).max(axis=1)
             rule(
                 "maximum",
-                ~empty & (top < -np.log(vocab_size) - _SLACK),
+                ~empty & (top < -np.log(vocab_size) - SLACK),
                 "lse is at most the largest logit + log(vocabulary size), within rounding",
             )
     if batch.counts is not None:

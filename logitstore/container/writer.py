@@ -28,10 +28,11 @@ from logitstore.container.sink import Commit, Entry, ShardSink
 from logitstore.container.tar_sink import TarSink
 from logitstore.container.zarr_sink import ZarrSink
 from logitstore.errors import CorruptDataError, InvalidArgumentError
+from logitstore.records import RowsCodedElsewhere
 from logitstore.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from logitstore.codec.compact import Codebook
@@ -91,6 +92,9 @@ class StoreWriter:
         rows are written, which then get the same bytes. What the manifest says of losses stays as it is.
     bound
         Of the values that are appended, if they have been quantised before.
+    coded
+        Chunks that are encoded elsewhere, see `ZarrSink`; rows are then `RowsCodedElsewhere`, and their entries have
+        been checked.
 
     Attributes
     ----------
@@ -117,6 +121,7 @@ class StoreWriter:
         total_rows: int | None = None,
         codebooks: Sequence[tuple[CodebookSet, dict[str, Codebook]]] | None = None,
         bound: Bound = EXACT,
+        coded: Mapping[str, deque[bytes]] | None = None,
     ) -> None:
         self.path = path
         self.manifest = manifest
@@ -130,7 +135,7 @@ class StoreWriter:
         self._sink: ShardSink = (
             TarSink(path, manifest, coder, self._pool, backlog, self._watch)
             if manifest.container == "webdataset"
-            else ZarrSink(path, path / DOCUMENTS_FILE, manifest, coder, self._pool, backlog, self._watch)
+            else ZarrSink(path, path / DOCUMENTS_FILE, manifest, coder, self._pool, backlog, self._watch, coded)
         )
         self.progress = Progress.read(path)
         self._start_files()
@@ -248,7 +253,7 @@ class StoreWriter:
                 rows,
                 vocab_size=self.manifest.vocab_size,
                 values=self.manifest.values,
-                holds_maximum=self._holds_maximum,
+                holds_maximum=self._holds_maximum and not isinstance(rows, RowsCodedElsewhere),
                 bound=self._bound,
             )
 

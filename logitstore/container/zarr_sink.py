@@ -17,7 +17,8 @@ from logitstore.container.shard_table import ShardRecord, record_bytes_for
 from logitstore.container.sink import Commit, Entry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections import deque
+    from collections.abc import Callable, Iterator, Mapping
     from concurrent.futures import Executor
     from pathlib import Path
 
@@ -30,7 +31,10 @@ __all__ = ["ZarrSink"]
 
 
 class ZarrSink:
-    """See `ShardSink`. A shard is full when it has ``rows_per_shard`` of the manifest."""
+    """See `ShardSink`. A shard is full when it has ``rows_per_shard`` of the manifest.
+
+    ``coded`` has chunks of ids, values and counts that are encoded elsewhere; see `ChunkStream`.
+    """
 
     def __init__(
         self,
@@ -41,6 +45,7 @@ class ZarrSink:
         pool: Executor,
         backlog: int,
         watch: Stopwatch,
+        coded: Mapping[str, deque[bytes]] | None = None,
     ) -> None:
         self._path = path
         self._documents_file = documents
@@ -48,11 +53,11 @@ class ZarrSink:
         self._fields = manifest.row_fields
         self.record_bytes = max(record_bytes_for(self._fields), record_bytes_for(DOCUMENT_FIELDS))
         self.open_entries = 0
-        together = (coder.fields, coder.encode)
-        alone = [((field,), encode_alone(field)) for field in self._fields if field not in coder.fields]
+        size = manifest.rows_per_shard
+        alone = [field for field in self._fields if field not in coder.fields]
         self._streams = [
-            ChunkStream(path, fields, encode, manifest, manifest.rows_per_shard, pool, backlog, watch)
-            for fields, encode in (together, *alone)
+            ChunkStream(path, coder.fields, coder.encode, manifest, size, pool, backlog, watch, coded),
+            *(ChunkStream(path, [field], encode_alone(field), manifest, size, pool, backlog, watch) for field in alone),
         ]
         self._document_streams = [
             ChunkStream(path, [field], encode_alone(field), manifest, DOCUMENTS_PER_SHARD, pool, 2, watch)
@@ -89,7 +94,7 @@ class ZarrSink:
             part = {field.name: array_of(rows, field.name)[start:stop] for field in self._fields}
             for stream in self._streams:
                 stream.append(part)
-            self.open_entries += int(np.count_nonzero(rows.ids[start:stop] != layout.UNUSED_ID))
+            self.open_entries += rows.entries_in(start, stop)
             self._row += stop - start
             start = stop
             if self._row == boundary:

@@ -4,6 +4,6 @@ Functions here take tensors of any device. Where they lie on a CPU, or Triton is
 """
 
 from logitstore.device.decode import Decoded, decode_rows
-from logitstore.device.encode import encode_chunk
+from logitstore.device.encode import encode_chunk, encode_chunks
 
-__all__ = ["Decoded", "decode_rows", "encode_chunk"]
+__all__ = ["Decoded", "decode_rows", "encode_chunk", "encode_chunks"]

@@ -1,8 +1,9 @@
 """Encoding rows of residuals in Triton: see ``spec/FORMAT.md``, 9.3, and `logitstore.codec.reference.encode_payload`.
 
-Three passes, a row a program each: the best parameter of every block; with the chunk's parameter base, where in the row
-each block's remainders go and how long the row is; and, rows having been given their places, the bits themselves. Bits
-of different lanes, and of neighbouring rows, meet in a word: they are put there by atomic ors into zeros.
+Three passes, a row a program each: the best parameter of every block; with the parameter base of its chunk, where in
+the row each block's remainders go and how long the row is; and, rows having been given their places, the bits
+themselves. Bits of different lanes, and of neighbouring rows, meet in a word: they are put there by atomic ors into
+zeros.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def best_parameters(residuals, counts, parameters, slots, stride, BLOCK: tl.cons
 
 @triton.jit
 def row_lengths(
-    residuals, counts, parameters, base, places, quotients, lengths, slots, stride,
+    residuals, counts, parameters, bases, places, quotients, lengths, slots, stride,
     BLOCK: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """Store, for each block, 32 times the bit of the row where its remainders go, plus its parameter.
@@ -49,7 +50,7 @@ def row_lengths(
     """
     row = tl.program_id(0).to(tl.int64)
     count = tl.load(counts + row)
-    low = tl.load(base)
+    low = tl.load(bases + row)
     blocks = (count + BLOCK - 1) // BLOCK
     position = 4 * blocks.to(tl.int64)
     ones = tl.full((), 0, tl.int64)
@@ -82,14 +83,14 @@ def _put(words, position, value, mask):
 
 @triton.jit
 def write_rows(
-    residuals, counts, base, places, quotients, lengths, starts, words, slots, stride,
+    residuals, counts, bases, places, quotients, lengths, starts, words, slots, stride,
     BLOCK: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """Write the bits of each row from ``starts`` on into ``words``, which are zeros."""
     row = tl.program_id(0).to(tl.int64)
     start = tl.load(starts + row)
     quotient_start = start + tl.load(quotients + row)
-    low = tl.load(base)
+    low = tl.load(bases + row)
     count = tl.where(tl.load(lengths + row) > 0, tl.load(counts + row), 0)
     ones = tl.full((), 0, tl.int64)
     for first in range(0, count, TILE):

@@ -1,4 +1,4 @@
-"""What a loss of kept ids asks of the student's logits: two numbers a row, and later the gradient.
+"""What any loss of kept ids asks of the student's logits: two numbers a row, and later the gradient.
 
 The logits are read once for the numbers, and read and written once for the gradient, in their own type. What is between
 is ``(n, K)`` and done in torch. Rows are named by number where not all of them count, so that none is copied.

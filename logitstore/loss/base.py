@@ -125,7 +125,7 @@ class Loss(ABC):
             "mean" over the rows that count (0 if none does), "sum", or "none": a loss per row.
         inplace
             Write the gradient over the logits, which are lost with this call: no second ``(R, V)``. The backward pass
-            can then run once. (On a GPU it is the backward pass that writes.)
+            can then run once. (With kernels it may be the backward pass that writes.)
         chunk_rows
             Rows computed at a time; by default 256 MiB of float32, on a CPU 8 MiB.
         parts

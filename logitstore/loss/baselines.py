@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from logitstore.loss.base import Loss, check_temperature
-from logitstore.loss.kept import KeptSetLoss, StudentRows, Terms
+from logitstore.loss.kept import KeptSetLoss, StudentRows, Target, Terms
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from logitstore.kernels.one_pass import RowSums
     from logitstore.loss.rows import TeacherRows
 
 __all__ = ["CrossEntropy", "FullKL"]
@@ -42,6 +43,15 @@ class CrossEntropy(KeptSetLoss):
     def terms(self, student: StudentRows, rows: TeacherRows) -> Terms:  # noqa: ARG002 - the label is in the student
         """See `KeptSetLoss.terms`."""
         return Terms(-student.label, label=-torch.ones_like(student.label))
+
+    @property
+    def target(self) -> Target | None:
+        """See `KeptSetLoss.target`."""
+        return Target(kept=False, label=True)
+
+    def value_of(self, sums: RowSums, rows: TeacherRows) -> tuple[Tensor, dict[str, Tensor]]:  # noqa: ARG002
+        """See `KeptSetLoss.value_of`."""
+        return -sums.label, {}
 
 
 @dataclass(frozen=True)

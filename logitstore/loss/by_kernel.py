@@ -1,4 +1,4 @@
-"""A loss of kept ids by the kernels: logits are read once, and once more when the gradient is written."""
+"""A loss of kept ids by the kernels: value and gradient in one go, or, where it must wait, the gradient later."""
 
 from __future__ import annotations
 
@@ -24,7 +24,11 @@ _MARKS = 2**31
 def loss_by_kernel(loss: KeptSetLoss, job: Job, logits: Tensor, inplace: bool) -> Tensor:
     """Return the reduced loss of ``(R, V)`` logits."""
     wanted = torch.is_grad_enabled() and logits.requires_grad
-    result: Tensor = _ByKernel.apply(logits, loss, job, inplace and wanted)  # type: ignore[no-untyped-call]
+    # A sum is divided by something yet, and rows for themselves are weighed. The gradient of a mean is final but for
+    # what scales a loss, which float16, whose range ends soon, asks for.
+    at_once = wanted and loss.target is not None and job.reduction == "mean" and logits.dtype != torch.float16
+    function = _AtOnce if at_once else _ByKernel
+    result: Tensor = function.apply(logits, loss, job, inplace and wanted)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -34,6 +38,10 @@ def chunk_by_kernel(
     """Do what `Job.evaluate` does, with the gradient in the memory and the type of the logits."""
     from logitstore.kernels.learn import write_kept, write_outside_kept
 
+    if scale is not None and loss.target is not None:
+        value, parts = loss.in_one_pass(logits, logits, rows, scale)
+        job.keep(parts)
+        return value, logits
     T = loss.temperature
     value, parts, gradient = loss.read_logits(logits, None, rows)
     job.keep(parts)
@@ -43,6 +51,44 @@ def chunk_by_kernel(
     write_outside_kept(logits, logits, gradient.shift, gradient.outside * scale, temperature=T)
     write_kept(logits, gradient.ids, gradient.values * scale[:, None])
     return value * T**2, logits
+
+
+class _AtOnce(torch.autograd.Function):
+    """Values and the gradient of their mean, which the backward pass hands out; times what comes from above."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, loss: KeptSetLoss, job: Job, inplace: bool) -> Tensor:
+        ctx.loss, ctx.job, ctx.inplace = loss, job, inplace
+        given = _rows_in_memory(logits.detach())
+        ctx.gradient = given if inplace else torch.empty_like(given)
+        with torch.autocast(logits.device.type, enabled=False):
+            values, parts = _at_once(loss, job, given, ctx.gradient)
+        job.keep(parts if job.index is None else {name: part[job.index] for name, part in parts.items()})
+        if inplace:
+            torch.autograd.graph.increment_version(logits)
+        else:
+            ctx.save_for_backward(logits)
+        return job.reduce([values if job.index is None else values[job.index]], logits)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor, None, None, None]:
+        from logitstore.kernels.one_pass import multiply_rows
+
+        gradient, ctx.gradient = ctx.gradient, None
+        if gradient is None:
+            if ctx.inplace:
+                raise RuntimeError("the gradient of a loss with inplace=True was used up by an earlier backward pass")
+            given = _rows_in_memory(ctx.saved_tensors[0])
+            gradient = torch.empty_like(given)
+            _at_once(ctx.loss, ctx.job, given, gradient)
+        multiply_rows(gradient, above.float())
+        return gradient, None, None, None
+
+
+def _at_once(loss: KeptSetLoss, job: Job, logits: Tensor, gradient: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    scale = torch.full((job.total,), 1 / job.divisor, device=logits.device)
+    return loss.in_one_pass(gradient, logits, job.rows, scale, None if job.index is None else job.counted)
 
 
 class _ByKernel(torch.autograd.Function):

@@ -7,10 +7,13 @@ import torch
 
 from logitstore.errors import InvalidArgumentError
 from logitstore.loss.base import check_choice, check_temperature
-from logitstore.loss.kept import KeptSetLoss, StudentRows, Terms
+from logitstore.loss.kept import KeptSetLoss, StudentRows, Target, Terms
 from logitstore.loss.teacher import dot, kept_and_outside, renormalised
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from logitstore.kernels.one_pass import RowSums
     from logitstore.loss.rows import TeacherRows
 
 __all__ = ["ForwardKL", "Outside", "SampledKL"]
@@ -127,6 +130,23 @@ class ForwardKL(KeptSetLoss):
         outside = torch.where(at_label.any(1), torch.zeros_like(outside), outside)
         value = dot(target, target.log() - student.kept) + torch.xlogy(outside, outside)
         return Terms(value - dot(outside[:, None], student.label[:, None]), kept=-target, label=-outside)
+
+    @property
+    def target(self) -> Target | None:
+        """See `KeptSetLoss.target`."""
+        if self.temperature != 1 or self.outside == "residual":
+            return None
+        return Target(renorm=self.outside == "renorm", tail=self.outside == "tail")
+
+    def value_of(self, sums: RowSums, rows: TeacherRows) -> tuple[Tensor, dict[str, Tensor]]:  # noqa: ARG002
+        """See `KeptSetLoss.value_of`."""
+        value = sums.entropy - sums.cross
+        if self.outside == "renorm":
+            return value / sums.mass - sums.mass.log(), {}
+        if self.outside == "tail":
+            outside = sums.outside
+            value = value + torch.xlogy(outside, outside) - dot(outside[:, None], sums.rest[:, None])
+        return value, {}
 
 
 @dataclass(frozen=True)

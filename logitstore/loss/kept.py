@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
@@ -24,9 +24,10 @@ from logitstore.loss.base import Loss
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from logitstore.kernels.one_pass import RowSums
     from logitstore.loss.rows import TeacherRows
 
-__all__ = ["KeptGradient", "KeptSetLoss", "StudentRows", "Terms"]
+__all__ = ["KeptGradient", "KeptSetLoss", "StudentRows", "Target", "Terms"]
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,70 @@ class Terms:
     parts: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Target:
+    """A distribution that a loss pulls each row to, as `logitstore.kernels.one_pass` makes it.
+
+    Attributes
+    ----------
+    kept, renorm
+        Whether it has the teacher's probabilities at the kept ids, and whether they are scaled up to 1.
+    tail
+        Whether all other ids have the rest.
+    label
+        Whether the label has 1, as far as there is one.
+    weight
+        What the kept ids are multiplied by: one of the weights of SLIM.
+    """
+
+    kept: bool = True
+    renorm: bool = False
+    tail: bool = False
+    label: bool = False
+    weight: Literal["none", "text", "eq4"] = "none"
+
+
 class KeptSetLoss(Loss):
     """A loss that needs of the student what `StudentRows` holds."""
 
     sees_kept_alone: ClassVar[bool] = True
+
+    @property
+    def target(self) -> Target | None:
+        """What rows are pulled to, for a loss whose gradient is the student's probabilities less that; else None."""
+        return None
+
+    def value_of(self, sums: RowSums, rows: TeacherRows) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return ``(n,)`` losses and numbers worth logging, of a loss that has a target."""
+        raise NotImplementedError
+
+    def in_one_pass(
+        self, gradient: Tensor, logits: Tensor, rows: TeacherRows, scale: Tensor, counted: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Write the gradient by ``(R, V)`` logits, and return losses and parts of all rows.
+
+        Parameters
+        ----------
+        gradient
+            ``(R, V)``, may be the logits; 0 where rows do not count.
+        logits, rows
+            ``R`` rows, and what the teacher says of them.
+        scale
+            ``(R,)`` float32, what a row's gradient is multiplied by.
+        counted
+            ``(R,)`` bool; None for all. What is returned of others has no meaning.
+        """
+        from logitstore.kernels.one_pass import learn_in_one_pass
+
+        target = self.target
+        assert target is not None
+        sums = learn_in_one_pass(
+            gradient, logits, scale, ids=rows.ids if target.kept else None,
+            logprobs=rows.logprobs if target.kept else None, labels=rows.labels if target.label else None,
+            label_logprob=rows.label_logprob if target.weight != "none" else None, counted=counted,
+            renorm=target.renorm, tail=target.tail, weight=target.weight,
+        )  # fmt: skip
+        return self.value_of(sums, rows)
 
     @abstractmethod
     def terms(self, student: StudentRows, rows: TeacherRows) -> Terms:

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 import torch
 
 from logitstore.loss.base import check_choice
-from logitstore.loss.kept import KeptSetLoss, StudentRows, Terms
+from logitstore.loss.kept import KeptSetLoss, StudentRows, Target, Terms
 from logitstore.loss.teacher import dot, kept_and_outside, renormalised
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from logitstore.kernels.one_pass import RowSums
     from logitstore.loss.rows import TeacherRows
 
 __all__ = ["Slim", "Support", "Weight"]
@@ -105,22 +106,32 @@ class Slim(KeptSetLoss):
     def terms(self, student: StudentRows, rows: TeacherRows) -> Terms:
         """See `KeptSetLoss.terms`."""
         target = self._target(student, rows)
+        value, parts = self._joined(student.label, rows, -dot(target, student.kept))
+        w = parts["weight"]
+        return Terms(value, kept=-w[:, None] * target, label=-torch.ones_like(w), parts=parts)
+
+    @property
+    def target(self) -> Target | None:
+        """See `KeptSetLoss.target`."""
+        if self.support == "zero_logit":
+            return None
+        return Target(renorm=self.support == "renorm", label=True, weight=self.weight)
+
+    def value_of(self, sums: RowSums, rows: TeacherRows) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `KeptSetLoss.value_of`."""
+        kept = -sums.cross / sums.mass if self.support == "renorm" else -sums.cross
+        return self._joined(sums.label, rows, kept)
+
+    def _joined(self, label: Tensor, rows: TeacherRows, kept: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss and its parts, given log q of the label and the cross-entropy on the kept ids."""
+        w = self._weight(label, rows)
+        parts = {"cross_entropy": -label, "distillation": w * kept, "kept_cross_entropy": kept, "weight": w}
+        return parts["cross_entropy"] + parts["distillation"], parts
+
+    def _weight(self, label: Tensor, rows: TeacherRows) -> Tensor:
         # log of teacher over student; exp overflows to infinity, where w is 1.
-        ratio = rows.need("label_logprob").to(student.label.dtype) - student.label
-        w = -torch.expm1(-torch.exp(ratio if self.weight == "text" else -ratio))
-        cross_entropy, kept = -student.label, -dot(target, student.kept)
-        distillation = w * kept
-        return Terms(
-            value=cross_entropy + distillation,
-            kept=-w[:, None] * target,
-            label=-torch.ones_like(w),
-            parts={
-                "cross_entropy": cross_entropy,
-                "distillation": distillation,
-                "kept_cross_entropy": kept,
-                "weight": w,
-            },
-        )
+        ratio = rows.need("label_logprob").to(label.dtype) - label
+        return -torch.expm1(-torch.exp(ratio if self.weight == "text" else -ratio))
 
     def _target(self, student: StudentRows, rows: TeacherRows) -> Tensor:
         if self.support == "renorm":

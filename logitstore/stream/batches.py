@@ -11,9 +11,10 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from logitstore.errors import InvalidArgumentError
+from logitstore.stream.ahead import SideStream, started_ahead
 from logitstore.stream.assemble import Assembler
 from logitstore.stream.collate import Collate
-from logitstore.stream.device_batch import decoded, moved
+from logitstore.stream.device_batch import OnDevice, decoded, moved
 from logitstore.stream.documents import opened
 from logitstore.stream.epochs import Epochs
 from logitstore.stream.handover import Arena, Pool
@@ -27,7 +28,7 @@ from logitstore.stream.wanted import Wanted
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from torch import Tensor
 
@@ -226,9 +227,46 @@ class BatchStream(IterableDataset["Batch"]):
         >>> for batch in DataLoader(stream, batch_size=None, num_workers=2, pin_memory=True):   # doctest: +SKIP
         ...     batch = stream.to_device(batch, "cuda")
         """
+        queued = self._queued(batch, torch.device(device))
+        queued.check()
+        return queued.batch
+
+    def on_device(self, batches: Iterable[Batch], device: torch.device | str) -> Iterator[Batch]:
+        """Yield batches of this stream on a device, as `to_device` gives them.
+
+        On a GPU each is copied, and decoded, on a CUDA stream of its own while the one before is used, from pinned
+        memory, into which batches that are not in it are copied first; the stream that is current when a batch is asked
+        for waits for it. One batch more than without lies on the device, and one that is not used yet is asked for
+        ahead: resume with ``state_dict(batch)``. On a CPU nothing is made ahead.
+
+        Parameters
+        ----------
+        batches
+            This stream, or a DataLoader over it.
+        device
+            Where to.
+
+        Raises
+        ------
+        CorruptDataError
+            The bits of a row break a rule, in the place of its batch.
+
+        Examples
+        --------
+        >>> stream = BatchStream("teacher.zarr", 8, decode="device", pin_memory=True)           # doctest: +SKIP
+        >>> for batch in stream.on_device(stream, "cuda"):                                      # doctest: +SKIP
+        ...     ...
+        """
+        device = torch.device(device)
+        if device.type != "cuda":
+            return (self.to_device(batch, device) for batch in batches)
+        side = SideStream(device, partial(self._queued, device=device))
+        return started_ahead(batches, side.start, side.finish)
+
+    def _queued(self, batch: Batch, device: torch.device) -> OnDevice:
         if not self._coded:
-            return moved(batch, torch.device(device))
-        return decoded(batch, torch.device(device), self.store, Wanted.of(self.store, self.collate))
+            return OnDevice(moved(batch, device), lambda: None)
+        return decoded(batch, device, self.store, Wanted.of(self.store, self.collate))
 
     def state_dict(self, batch: Batch | None = None) -> dict[str, Any]:
         """Return where the epoch stands, as plain JSON.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from logitstore.errors import CorruptDataError
 from logitstore.stream.batch_fields import SLOTTED, coded_names
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from logitstore.device import Decoded
@@ -21,9 +23,24 @@ if TYPE_CHECKING:
 
     Batch = dict[str, Tensor]
 
-__all__ = ["decoded", "moved"]
+__all__ = ["OnDevice", "decoded", "moved"]
 
 _FOR_THE_HOST = ("cursor", "skipped", "max_seqlen")
+
+
+class OnDevice(NamedTuple):
+    """A batch on its way to a device, or there.
+
+    Attributes
+    ----------
+    batch
+        Its tensors, to be used behind the work that is queued for them.
+    check
+        Raises `CorruptDataError` if a row's bits break a rule. Waits for the device.
+    """
+
+    batch: Batch
+    check: Callable[[], None]
 
 
 def moved(batch: Batch, device: torch.device) -> Batch:
@@ -34,22 +51,18 @@ def moved(batch: Batch, device: torch.device) -> Batch:
     }
 
 
-def decoded(batch: Batch, device: torch.device, store: Store, wanted: Wanted) -> Batch:
-    """Return the batch that `Assembler` would have made, had it decoded, on a device.
+def decoded(batch: Batch, device: torch.device, store: Store, wanted: Wanted) -> OnDevice:
+    """Return the batch that `Assembler` would have made, had it decoded, on a device, and a check to make before use.
 
     Parameters
     ----------
     batch
         With words and table of ids, values and counts, as far as they are needed.
     device
-        Where to. Waits for the decoding there, since a broken row must not be trained on.
+        Where to. A broken row must not be trained on: the check says which, with file and shard where the store can
+        tell them.
     store, wanted
         What the batch is of.
-
-    Raises
-    ------
-    CorruptDataError
-        A row's bits break a rule. File, shard and row are given where the store can tell them.
     """
     coded = {name: _bit_rows(batch, name) for name in SLOTTED if coded_names(name)[0] in batch}
     gone = {part for name in coded for part in coded_names(name)}
@@ -61,8 +74,7 @@ def decoded(batch: Batch, device: torch.device, store: Store, wanted: Wanted) ->
         name: decode_rows(rows, store.row_format(name), device, offsets=None if whole else offsets)
         for name, rows in coded.items()
     }
-    if parts:
-        _check(parts, batch, store)
+    check = _status_check(parts, batch, store)
     fields = {name: part.entries for name, part in parts.items()}
     shape = batch["tokens"].shape
     if wanted.sorts:
@@ -83,7 +95,8 @@ def decoded(batch: Batch, device: torch.device, store: Store, wanted: Wanted) ->
     if "lse" not in wanted.fields:
         result.pop("lse", None)
     delivered = {name: field for name, field in fields.items() if name in wanted.fields}
-    return result | {wanted.values_name if name == "values" else name: field for name, field in delivered.items()}
+    result |= {wanted.values_name if name == "values" else name: field for name, field in delivered.items()}
+    return OnDevice(result, check)
 
 
 def _bit_rows(batch: Batch, name: str) -> BitRows:
@@ -91,17 +104,31 @@ def _bit_rows(batch: Batch, name: str) -> BitRows:
     return BitRows(words, table)
 
 
-def _check(parts: dict[str, Decoded], batch: Batch, store: Store) -> None:
-    """Raise what is wrong with the first broken row; the one wait for the device."""
-    broken = torch.stack([part.status for part in parts.values()]).cpu()
-    if not broken.any():
-        return
-    field, row = (int(number[0]) for number in torch.nonzero(broken, as_tuple=True))
-    name = list(parts)[field]
-    document = int(batch["document_ids"].view(-1)[row])
-    # The plain way names file, shard and row.
-    store.document(document, [name])
-    raise CorruptDataError(f"{name} of document {document} decode on the CPU, but not on the device", path=store.path)
+def _status_check(parts: dict[str, Decoded], batch: Batch, store: Store) -> Callable[[], None]:
+    """Return what raises what is wrong with the first broken row, once the statuses have arrived on the host."""
+    if not parts:
+        return lambda: None
+    found = torch.stack([part.status for part in parts.values()])
+    arrived = None
+    if found.is_cuda:
+        found = torch.empty(found.shape, dtype=found.dtype, pin_memory=True).copy_(found, non_blocking=True)
+        arrived = torch.cuda.current_stream(parts[next(iter(parts))].status.device).record_event()
+
+    def check() -> None:
+        if arrived is not None:
+            arrived.synchronize()
+        if not found.any():
+            return
+        field, row = (int(number[0]) for number in torch.nonzero(found, as_tuple=True))
+        name = list(parts)[field]
+        document = int(batch["document_ids"].view(-1)[row])
+        # The plain way names file, shard and row.
+        store.document(document, [name])
+        raise CorruptDataError(
+            f"{name} of document {document} decode on the CPU, but not on the device", path=store.path
+        )
+
+    return check
 
 
 def _by_logit(fields: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -104,19 +104,22 @@ def test_bench_of_a_device_says_what_it_lacks(run: Any, path: Path, monkeypatch:
         assert run("bench", *arguments)[0] == 2
 
 
-def test_bench_of_a_device_prints_figures_beside_their_bounds(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
-    from logitstore.audit import gpu_bench
-
-    small = gpu_bench.Sizes(rows=2, vocab_size=80, hidden=4, top_k=3, dtype=torch.float32)
-    monkeypatch.setattr(gpu_bench, "find_device", torch.device)
-    monkeypatch.setattr(gpu_bench, "Sizes", lambda rows=2: small)
-    code, out, _ = run("bench", "--device", "cpu")
+def test_bench_of_a_device_prints_figures_beside_bounds_and_goals(run: Any) -> None:
+    tiny = ["bench", "--device", "cpu", "--scale", "tiny", "--only", "select", "--only", "decode"]
+    code, out, _ = run(*tiny)
     assert code == 0
-    assert all(word in out for word in ("select, k = 3", "one read of the logits", "torch topk + logsumexp"))
-    figures = json.loads(run("bench", "--device", "cpu", "--rows", 2, "--json")[1])["figures"]
-    assert {"case", "contender", "seconds", "bound_seconds", "times_bound", "peak_bytes"} == set(figures[0]) - {"bound"}
+    for words in ("select, k = 4", "one read of the logits", "torch topk + logsumexp", "at least 10 G entries/s"):
+        assert words in out
+    assert "No CUDA device" in out
+    assert "not measured" in out
+    found = json.loads(run(*tiny, "--rows", 2, "--json")[1])
+    assert found["sizes"]["rows"] == 2
+    assert {"case", "contender", "seconds", "bound", "bound_seconds", "times_bound", "peak_bytes",
+            "entries_per_second"} == set(found["figures"][0])  # fmt: skip
+    code, out, err = run("bench", "--device", "cpu", "--scale", "tiny", "--only", "everything")
+    assert (code, out) == (2, "")
+    assert "fused-loss" in err
+    assert run("bench", "--device", "cpu")[0] == 2
 
 
 def test_bench(run: Any, path: Path) -> None:

@@ -163,7 +163,7 @@ def _break(*_: object, **__: object) -> Any:
     [
         "logitstore.build.windows.iter_documents",
         "logitstore.build.extract.select_rows",
-        "logitstore.build.run.Assembler.add",
+        "logitstore.build.flow.Assembler.add",
         "logitstore.container.writer.StoreWriter.append",
         "logitstore.container.writer.check_rows",
         "logitstore.container.fields.encode",

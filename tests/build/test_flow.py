@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from logitstore.build import flow
 from logitstore.build import run as build_run
 from logitstore.build.relay import Relay, Stopped, run_sender
 from logitstore.build.windows import Cursor, Window, iter_windows
@@ -101,7 +102,7 @@ def test_a_slow_writer_holds_up_the_teacher_and_the_reader(
             most[what] = max(most[what], ahead[what])
 
     windows, batches = iter_windows, build_run.Extractor.batches
-    add, append = build_run.Assembler.add, StoreWriter.append
+    add, append = flow.Assembler.add, StoreWriter.append
 
     def counted_windows(*arguments: Any) -> Iterator[Window]:
         for window in windows(*arguments):
@@ -124,10 +125,10 @@ def test_a_slow_writer_holds_up_the_teacher_and_the_reader(
 
     monkeypatch.setattr(build_run, "iter_windows", counted_windows)
     monkeypatch.setattr(build_run.Extractor, "batches", counted_batches)
-    monkeypatch.setattr(build_run.Assembler, "add", counted_add)
+    monkeypatch.setattr(flow.Assembler, "add", counted_add)
     monkeypatch.setattr(StoreWriter, "append", slow_append)
     run(configure(write_corpus(texts(*[6] * 60)), tokens_per_batch=50))
     # What waits in the queue, and one in the hands of whoever puts it there.
-    assert most["windows"] <= build_run._WINDOWS_AHEAD + 1 + 1
-    assert most["batches"] <= build_run._BATCHES_BEHIND + 1
+    assert most["windows"] <= flow._WINDOWS_AHEAD + 1 + 1
+    assert most["batches"] <= flow._BATCHES_BEHIND + 1
     assert most["batches"] > 1

@@ -23,6 +23,9 @@ def test_who_decides(monkeypatch):
 
 def test_the_losses_of_these_tests_do_go_through_the_kernels(monkeypatch):
     logits, rows = torch.zeros(2, 4, requires_grad=True), TeacherRows(labels=torch.tensor([3, 1]))
-    assert "ByKernel" in CrossEntropy()(logits, rows).grad_fn.name()
+    reductions = {"mean": "_AtOnce", "sum": "_ByKernel"}
+    for reduction, name in reductions.items():
+        assert name in CrossEntropy()(logits, rows, reduction=reduction).grad_fn.name()
     monkeypatch.setenv(VARIABLE, "off")
-    assert "ByKernel" not in CrossEntropy()(logits, rows).grad_fn.name()
+    for reduction in reductions:
+        assert "_FromLogits" in CrossEntropy()(logits, rows, reduction=reduction).grad_fn.name()

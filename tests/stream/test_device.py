@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,8 @@ import logitstore
 from logitstore.codec import bit_rows
 from logitstore.errors import CorruptDataError, InvalidArgumentError
 from logitstore.stream import BatchStream, Collate
+from logitstore.stream.ahead import SideStream, started_ahead
+from logitstore.stream.device_batch import OnDevice
 from tests.stream.conftest import LENGTHS
 from tests.stream.test_fast_path import EXTRA, collates
 
@@ -88,3 +92,62 @@ def test_a_row_that_only_decoding_finds_broken(store: Any) -> None:
     lengths[row] -= 1
     with pytest.raises(CorruptDataError, match="of document"):
         stream.to_device(batch, "cpu")
+
+
+def test_batches_ahead_are_those_one_by_one(store: Any) -> None:
+    for decode in ("host", "device"):
+        stream = BatchStream(store, 4, decode=decode)  # type: ignore[arg-type]
+        for batch, expected in zip(stream.on_device(stream, "cpu"), BatchStream(store, 4), strict=True):
+            same(batch, expected)
+
+
+class _Lane:
+    """A CUDA stream as far as the order of things goes: notes what is done on it, and between it and others."""
+
+    def __init__(self, notes: list[str], name: str) -> None:
+        self.notes, self.name = notes, name
+
+    def record_event(self) -> Any:
+        self.notes.append(f"{self.name} records")
+        return SimpleNamespace(synchronize=lambda: self.notes.append("host waits"))
+
+    def wait_event(self, event: Any) -> None:
+        self.notes.append(f"{self.name} waits")
+
+
+def test_the_next_batch_is_on_its_way_before_one_is_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[str] = []
+    side, training = _Lane(notes, "side"), _Lane(notes, "training")
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: side)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: training)
+    monkeypatch.setattr(torch.cuda, "stream", lambda lane: nullcontext(notes.append("on side")))
+
+    class OnGpu:
+        def __init__(self, number: int) -> None:
+            self.number, self.is_cuda = number, True
+
+        def is_pinned(self) -> bool:
+            return self.number > 0
+
+        def pin_memory(self) -> OnGpu:
+            notes.append("pinned")
+            return self
+
+        def record_stream(self, lane: _Lane) -> None:
+            notes.append(f"{self.number} kept for {lane.name}")
+
+    def move(batch: dict[str, Any]) -> OnDevice:
+        notes.append(f"move {batch['ids'].number}")
+        return OnDevice(batch, lambda: notes.append(f"check {batch['ids'].number}"))
+
+    mover = SideStream(torch.device("cuda"), move)
+    batches = started_ahead([{"ids": OnGpu(number)} for number in range(3)], mover.start, mover.finish)
+    started = [["on side", f"move {number}", "side records"] for number in range(3)]
+    taken = [["host waits", f"check {n}", "training waits", f"{n} kept for training"] for n in range(3)]
+    for number, expected in enumerate(
+        (["pinned", *started[0], *started[1], *taken[0]], [*started[2], *taken[1]], taken[2])
+    ):
+        notes.clear()
+        assert next(batches)["ids"].number == number
+        assert notes == expected
+    assert next(batches, None) is None

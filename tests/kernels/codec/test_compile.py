@@ -13,13 +13,14 @@ from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from logitstore.device import decode_kernels, encode_kernels
+from logitstore.kernels import one_pass_kernels
 
-def build(kernel, types, **constants):
+def build(kernel, types, options={"num_warps": 1}, **constants):
     names = kernel.arg_names
     signature = {name: types.get(name, "constexpr") for name in names}
     source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()})
     target = GPUTarget("cuda", int(sys.argv[1]), 32)
-    assert compile(source, target=target, options={"num_warps": 1}).asm["cubin"]
+    assert compile(source, target=target, options=options).asm["cubin"]
 
 types = {name: "*i32" for name in ("words", "table", "quotients", "status", "out")}
 types |= {name: "i32" for name in ("rows", "stride", "slots", "bound")} | {"places": "*i64", "offsets": "*i64"}
@@ -30,9 +31,19 @@ build(
     IS_IDS=False, IS_FLOAT=True, BITS=16, UNUSED=-1024, FLAT=True, TILE=64,
 )
 types |= {name: "*i64" for name in ("places", "quotients", "lengths", "starts")}
-types |= {name: "*i32" for name in ("residuals", "counts", "parameters", "base")}
+types |= {name: "*i32" for name in ("residuals", "counts", "parameters", "bases")}
 for kernel in (encode_kernels.best_parameters, encode_kernels.row_lengths, encode_kernels.write_rows):
     build(kernel, types, BLOCK=16, TILE=8)
+
+types = {name: "*fp32" for name in ("label_logprobs", "scales", "held", "sums", "factor")}
+types |= {name: "i32" for name in ("width", "rows", "slots", "words", "row_stride", "gradient_stride")}
+types |= {"logits": "*bf16", "gradient": "*bf16", "numbers": "*bf16", "logprobs": "*fp16", "labels": "*i64"}
+types |= {"counted": "*i8", "ids": "*i32", "marks": "*i32"}
+build(
+    one_pass_kernels.learn_rows, types, {"num_warps": 16, "maxnreg": 64}, TILE=4096, SLOTS=1024, MASKED=True,
+    KEPT=True, RENORM=True, TAIL=True, LABEL=True, WEIGHT=1,
+)
+build(one_pass_kernels.multiply_unless_one, types, TILE=256)
 """
 
 

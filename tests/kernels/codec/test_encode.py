@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 
 from logitstore.codec import Kind, encode
-from logitstore.device import encode_chunk
+from logitstore.device import encode_chunk, encode_chunks
 from logitstore.errors import InvalidArgumentError
 from tests.codec.test_roundtrip import id_rows, value_rows
 
@@ -56,6 +56,24 @@ def test_rows_with_shifts_of_their_own() -> None:
     bfloat16[np.abs(bfloat16) < 1e-3] = 1
     bfloat16[5, 17] = 3e-5
     check(bfloat16, "values")
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 3, 4, 40])
+def test_many_chunks_at_once_are_each_what_they_are_alone(chunk_rows: int) -> None:
+    generator = np.random.default_rng(chunk_rows)
+    counts = np.array([0, 5, 300, 20, 290, 1, 300, 280, 3, 299])  # chunks differ in the size of their blocks
+    ids = np.full((len(counts), 300), 0xFFFFFFFF, np.uint32)
+    values = np.full((len(counts), 300), -np.inf, np.float16)
+    for row, count in enumerate(counts):
+        # And in the parameters of the blocks.
+        ids[row, :count] = np.sort(generator.choice(1000 * 50 ** (row % 3), count, replace=False))
+        values[row, :count] = generator.normal(-10, 10 ** (row % 3 - 1), count)
+    for array, kind, bound in ((ids, "ids", 1 << 22), (values, "values", 0)):
+        tensor = torch.from_numpy(array.view(np.int32) if kind == "ids" else array)
+        parts = [array[start : start + chunk_rows] for start in range(0, len(array), chunk_rows)]
+        expected = [encode(part, kind, vocab_size=bound) for part in parts]
+        for kernels in (False, True):
+            assert encode_chunks(tensor, kind, chunk_rows, vocab_size=bound, kernels=kernels) == expected
 
 
 @pytest.mark.parametrize("row", [[3, 2, -1], [1, 1, -1], [1, -1, 2], [1, 2, 10]])
