@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from logitstore.codec.compact import IdCodec, ValueCodec
-from logitstore.codec.compact.loss import LossTables
+from logitstore.codec.compact.loss import LossMeasure
 from logitstore.container.loss_meter import LossMeter
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class BookCodecs:
         others = {name: book for name, book in books.items() if name != "ids"}
         self._others = {name: ValueCodec(book, slots) for name, book in others.items()}  # type: ignore[arg-type]
         lossy = {name: book for name, book in others.items() if book.max_error}  # type: ignore[union-attr]
-        self._losses = {name: LossTables(book) for name, book in lossy.items()}  # type: ignore[arg-type]
+        self._losses = {name: LossMeasure(book) for name, book in lossy.items()}  # type: ignore[arg-type]
 
     def encode(self, arrays: Mapping[str, NDArray[Any]]) -> CodedRows:
         """Encode rows whose ids ascend."""
@@ -60,7 +60,7 @@ class BookCodecs:
             chunks[name] = codec.encode(values)
             if name in self._losses:
                 loss = LossMeter()
-                loss.add(self._losses[name].measure(values, rows.counts), rows.counts)
+                loss.add(self._losses[name](values, rows.counts), rows.counts)
         return CodedRows(chunks, loss)
 
 

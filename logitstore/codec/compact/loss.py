@@ -1,4 +1,4 @@
-"""What a codebook of values loses, row by row: looked up, since the stored value follows from the value's bits."""
+"""What a codebook of values loses, row by row."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from logitstore.codec.compact.codebook import ValueBook
 
-__all__ = ["LossTables", "RowLosses"]
+__all__ = ["LossMeasure", "RowLosses"]
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class RowLosses:
     error_worst: float
 
 
-class LossTables:
-    """Error and generalised KL of every float16, as a codebook stores it.
+class LossMeasure:
+    """Measures what an encoder with this codebook stores against what it gets, as `generalised_kl` does.
 
     Parameters
     ----------
@@ -47,36 +47,36 @@ class LossTables:
 
     def __init__(self, book: ValueBook) -> None:
         self._quantiser = Quantiser.of(book)
-        bits = np.arange(1 << 16, dtype=np.uint16)
-        levels, _, kept = self._quantiser(bits[:, None], np.ones(len(bits), np.int64))
-        stored = bits_from_keys(book.levels[levels[:, 0]], book.dtype, 0)
-        values = bits.view(np.float16).astype(np.float64)
-        with np.errstate(invalid="ignore", over="ignore"):
-            difference = values - stored.view(np.float16)
-            kl = np.exp(values) * (difference + np.expm1(-difference))
-        # A value that no level stands for keeps its whole row as it is.
-        self._error = np.where(kept, 0.0, np.abs(difference))
-        self._kl = np.where(kept, 0.0, kl)
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._values = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float64)
+            self._levels = bits_from_keys(book.levels, book.dtype, 0).view(np.float16).astype(np.float64)
+            self._p, self._level_p = np.exp(self._values), np.exp(self._levels)
 
-    def measure(self, values: NDArray[np.float16], counts: NDArray[np.int64]) -> RowLosses:
+    def __call__(self, values: NDArray[np.float16], counts: NDArray[np.int64]) -> RowLosses:
         """Measure rows ``(R, K)`` of log-probabilities, of which the first ``counts`` of each row are entries."""
         bits = np.ascontiguousarray(values).view(np.uint16)
-        _, _, kept = self._quantiser(bits, counts)
+        found, _, kept = self._quantiser(bits, counts)
         kl = np.empty(len(bits), np.float64)
-        error_sum, error_worst = _measure(bits, counts, kept, self._error, self._kl, kl)
+        error_sum, error_worst = _measure(
+            bits, counts, kept, found, self._values, self._p, self._levels, self._level_p, kl
+        )
         return RowLosses(kl, float(error_sum), float(error_worst))
 
 
 @kernel
-def _measure(bits: Any, counts: Any, kept: Any, errors: Any, costs: Any, kl: Any) -> Any:
-    total, worst = 0.0, 0.0
+def _measure(
+    bits: Any, counts: Any, kept: Any, found: Any, values: Any, p: Any, levels: Any, level_p: Any, kl: Any
+) -> Any:
+    sum_of_errors, worst = 0.0, 0.0
     for row in range(len(counts)):
-        kl[row] = 0.0
-        if kept[row]:
-            continue
-        for column in range(counts[row]):
-            entry = bits[row, column]
-            kl[row] += costs[entry]
-            total += errors[entry]
-            worst = max(worst, errors[entry])
-    return total, worst
+        total = 0.0
+        if not kept[row]:
+            for column in range(counts[row]):
+                entry, level = bits[row, column], found[row, column]
+                difference = values[entry] - levels[level]
+                # p·d + p·exp(-d) - p
+                total += p[entry] * (difference - 1) + level_p[level]
+                sum_of_errors += abs(difference)
+                worst = max(worst, abs(difference))
+        kl[row] = max(total, 0.0)
+    return sum_of_errors, worst

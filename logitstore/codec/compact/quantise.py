@@ -2,7 +2,8 @@
 
 Two bounds. ``max_error`` holds for every value. ``max_kl`` holds for every row: the *generalised KL*, the sum over its
 entries of ``p·log(p/p̂) − p + p̂`` with ``p = exp(log-probability)``, which is about ``½·p·d²`` for an error of ``d``.
-Steps that are uniform in ``sqrt(p)`` spend the fewest bits on it. A row that breaks a bound is kept bit for bit.
+Steps that are uniform in ``sqrt(p)`` spend the fewest bits on it. A row that breaks a bound is kept bit for bit; of the
+others one entry may be moved, so that probabilities add up (`Balancer`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from logitstore import layout
+from logitstore.codec.compact.balance import Balancer
 from logitstore.codec.kernels import kernel
 from logitstore.codec.transform import BITS_DTYPE, NATIVE_DTYPE, bits_from_keys, keys_from_bits
 
@@ -124,15 +126,27 @@ class Quantiser:
         ``bits`` are those of the values, of which the first ``counts`` of each row are entries.
         """
         levels, costs = self._tables
+        limit = self.max_kl if self.max_error > 0 else math.inf
         found = np.empty(bits.shape, np.uint16)
-        lowest, kept = np.empty(len(bits), np.uint16), np.empty(len(bits), np.bool_)
-        _quantise(bits, counts, levels, costs, self.max_kl if self.max_error > 0 else math.inf, found, lowest, kept)
+        lowest, totals = np.empty(len(bits), np.uint16), np.empty(len(bits), np.float64)
+        _quantise(bits, counts, levels, costs, found, lowest, totals)
+        kept = ~((totals <= limit) & (totals < math.inf))
+        if self._balancer is not None:
+            self._balancer(bits, counts, totals, kept, found, lowest)
         return found, lowest, kept
+
+    @cached_property
+    def _balancer(self) -> Balancer | None:
+        if self.max_error == 0 or self.max_kl == math.inf:
+            return None
+        values = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float64)
+        levels = bits_from_keys(self.levels, self.dtype, 0).view(np.float16).astype(np.float64)
+        return Balancer(values, self._tables[0], levels, self.max_error, self.max_kl)
 
 
 @kernel
-def _quantise(bits: Any, counts: Any, levels: Any, costs: Any, limit: Any, found: Any, lowest: Any, kept: Any) -> None:
-    """Look levels up; keep rows that cost more than ``limit``, or infinitely much."""
+def _quantise(bits: Any, counts: Any, levels: Any, costs: Any, found: Any, lowest: Any, totals: Any) -> None:
+    """Look levels up, and add up what they cost."""
     for row in range(len(counts)):
         total, other, low, count = 0.0, 0.0, np.uint16(0xFFFF), np.int64(counts[row])
         # Two sums, since each addition has to wait for the one before it.
@@ -151,5 +165,4 @@ def _quantise(bits: Any, counts: Any, levels: Any, costs: Any, limit: Any, found
             total += costs[entry]
         for column in range(count, bits.shape[1]):
             found[row, column] = 0
-        total += other
-        lowest[row], kept[row] = low, not (total <= limit and total < np.inf)
+        lowest[row], totals[row] = low, total + other
