@@ -116,8 +116,7 @@ def stores() -> StoreMaker:
     return StoreMaker()
 
 
-@pytest.fixture
-def codebooks_always(monkeypatch: pytest.MonkeyPatch) -> None:
+def use_codebooks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Codebooks are used whatever they cost: the stores of tests are too small to earn them."""
     measure = book_choice.BookChooser._row_bytes
 
@@ -125,6 +124,11 @@ def codebooks_always(monkeypatch: pytest.MonkeyPatch) -> None:
         return 1e9 if codecs is None else measure(self, codecs, rows)
 
     monkeypatch.setattr(book_choice.BookChooser, "_row_bytes", row_bytes)
+
+
+@pytest.fixture
+def codebooks_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_codebooks(monkeypatch)
 
 
 @pytest.fixture

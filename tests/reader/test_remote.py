@@ -15,7 +15,9 @@ import pytest
 import logitstore
 from logitstore import CorruptDataError, InvalidArgumentError, LogitStoreError, TruncatedDataError
 from logitstore.container import remote
+from logitstore.container.codec_record import CodecRecord
 from logitstore.container.remote import RemoteFiles
+from tests.conftest import use_codebooks
 from tests.reader import servers
 
 if TYPE_CHECKING:
@@ -33,6 +35,10 @@ def folder(stores: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("served")
     stores.make(path / "z", LENGTHS, rows_per_shard=64)
     stores.make(path / "t", LENGTHS, rows_per_shard=64, container="webdataset", shard_bytes=9000)
+    with pytest.MonkeyPatch.context() as patch:
+        use_codebooks(patch)
+        codec = CodecRecord.compact(training_rows=128)
+        stores.make(path / "c", LENGTHS, rows_per_shard=64, codec=codec)
     return Path(path)
 
 
@@ -55,12 +61,12 @@ def assert_reads_the_same(folder: Path, name: str, url: str, **options: Any) -> 
 
 
 @pytest.mark.parametrize("verify", ["lazy", "full"])
-@pytest.mark.parametrize("name", ["z", "t"])
+@pytest.mark.parametrize("name", ["z", "t", "c"])
 def test_http(folder: Path, server: Any, name: str, verify: str) -> None:
     assert_reads_the_same(folder, name, f"{server.url}/{name}", verify=verify)
 
 
-@pytest.mark.parametrize("name", ["z", "t"])
+@pytest.mark.parametrize("name", ["z", "t", "c"])
 def test_s3(folder: Path, name: str) -> None:
     with servers.serve_s3("bucket", folder) as options:
         assert_reads_the_same(folder, name, f"s3://bucket/{name}", storage_options=options)
