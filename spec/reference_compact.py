@@ -168,7 +168,7 @@ def read_codebook(data: bytes) -> IdBook | ValueBook:
     try:
         (numbers,) = decode_chunk(chunk, "flat", "uint32", (sum(sizes),), bound=0)
     except FormatError as error_of_chunk:
-        raise FormatError("K13", error_of_chunk.kind, str(error_of_chunk)) from None
+        raise FormatError("K13", "corrupt", str(error_of_chunk)) from None
     arrays = Arrays(sizes, numbers)
     require(zero == 0, "K4", "bytes 10 and 11 are zero")
     digest = hashlib.sha256(data).digest()[:16]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 NO_ID = 0xFFFFFFFF
 SLOTS, VOCABULARY = 10, 200
+WIDE_SLOTS, WIDE_VOCABULARY = 140, 100_000
 
 
 def rows_of_topics(seed: int, number: int) -> tuple[NDArray[np.uint32], NDArray[np.float16]]:
@@ -55,7 +56,18 @@ def make_books() -> dict[str, Codebook]:
         "max_kl": train_values(values, max_kl=1e-3),
         "max_error": train_values(values, max_error=0.25),
         "counts": train_values(counts),
+        "wide_ids": train_ids(wide_rows(1), vocab_size=WIDE_VOCABULARY, max_classes=2),
     }
+
+
+def wide_rows(seed: int) -> NDArray[np.uint32]:
+    """Rows of many ids that are in no list, of all ranks there are."""
+    generator = np.random.default_rng(seed)
+    counts = [0, 1, 2, 5, 9, 17, 33, 65, 130, WIDE_SLOTS]
+    ids = np.full((len(counts), WIDE_SLOTS), NO_ID, np.uint32)
+    for row, count in zip(ids, counts, strict=True):
+        row[:count] = np.sort(generator.choice(WIDE_VOCABULARY, count, replace=False))
+    return ids
 
 
 def valid_chunks(books: dict[str, Any]) -> Iterator[tuple[str, str, bytes, NDArray[Any]]]:
@@ -69,6 +81,9 @@ def valid_chunks(books: dict[str, Any]) -> Iterator[tuple[str, str, bytes, NDArr
         yield name, "ids", codec.encode(arranged), arranged.ids
     many = codec.arrange(np.tile(ids, (10, 1)))
     yield "ids_groups", "ids", codec.encode(many), many.ids
+    wide = IdCodec(books["wide_ids"], WIDE_SLOTS)
+    rows = wide.arrange(wide_rows(2))
+    yield "ids_wide", "wide_ids", wide.encode(rows), rows.ids
     values = np.take_along_axis(values, codec.arrange(ids).order, 1)
     special = values[:3].copy()
     special.view(np.uint16)[1, :8] = [0x0000, 0x8000, 0x0001, 0x7C00, 0xFC00, 0x7E01, 0xFBFF, 0x3C00]

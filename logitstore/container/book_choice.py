@@ -176,8 +176,8 @@ class BookChooser:
         now = self._row_bytes(self._current, tried) if rows else 0.0
         if before is not None and (not rows or now <= _WORSE * before.row_bytes):
             return
-        if not rows:
-            self._use(CodebookSet(boundary, {}), {}, 0.0)
+        if not rows or self._manifest.vocab_size > layout.CODEBOOK_MAX_LISTED:
+            self._use(CodebookSet(boundary, {}), {}, now)
             return
         expected = self._expected_rows(boundary, rows, last=last)
         books = self._train({name: array[: max(1, split)] for name, array in sample.items()}, expected)

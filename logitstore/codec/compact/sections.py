@@ -11,7 +11,7 @@ import numpy as np
 from logitstore import layout
 from logitstore.codec import exact
 from logitstore.codec.compact.symbols import SymbolCode
-from logitstore.errors import CorruptDataError, TruncatedDataError
+from logitstore.errors import CorruptDataError, LogitStoreError, TruncatedDataError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,7 +43,10 @@ class Sections:
         # A group of 256 equal numbers takes no bits; a lossless codebook has 2^16 of them, and no book has many more.
         if total > (1 << 18) + 64 * len(chunk):
             raise CorruptDataError(f"the arrays of a codebook have {total} numbers in {len(chunk)} bytes")
-        self._numbers = exact.decode(chunk, "flat", shape=(total,), dtype=np.dtype("u4"))
+        try:
+            self._numbers = exact.decode(chunk, "flat", shape=(total,), dtype=np.dtype("u4"))
+        except LogitStoreError as error:
+            raise CorruptDataError(f"the arrays of a codebook cannot be decoded: {error.message}") from None
         self._position = 0
 
     def take(self, count: int | None, limit: int) -> NDArray[np.uint32]:
