@@ -12,7 +12,6 @@ from numba import types
 from numba.extending import intrinsic
 
 __all__ = [
-    "add_bytes",
     "address_of",
     "count_bits",
     "highest_set_bit",
@@ -161,20 +160,6 @@ def join_four(_typing: Any, word: Any, width: Any, ones: Any, slot: Any, out: An
         return context.get_dummy_value()
 
     return types.void(types.uint64, types.uint64, ones, types.int64, out), generate
-
-
-@intrinsic
-def add_bytes(_typing: Any, sums: Any, sums_offset: Any, numbers: Any, offset: Any) -> Any:  # noqa: ARG001
-    """Add 16 signed bytes at an address plus ``offset`` to 16 signed 16-bit numbers at another one."""
-
-    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        target = builder.inttoptr(builder.add(args[0], args[1]), ir.VectorType(_I16, 16).as_pointer())
-        source = builder.inttoptr(builder.add(args[2], args[3]), ir.VectorType(_I8, 16).as_pointer())
-        numbers = builder.sext(builder.load(source, align=1), ir.VectorType(_I16, 16))
-        builder.store(builder.add(builder.load(target, align=2), numbers), target, align=2)
-        return context.get_dummy_value()
-
-    return types.void(types.uint64, types.uint64, types.uint64, types.uint64), generate
 
 
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))

@@ -31,6 +31,15 @@ TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 named = pytest.mark.parametrize(("name", "options"), LOSSES, ids=str)
 
 
+def random_rows(seed, R, V, share, dtype, flags):
+    """A teacher's rows that keep a share of the vocabulary, and a student's logits; flags are ties, ragged, holes."""
+    ties, ragged, holes = flags
+    generator = np.random.default_rng(seed)
+    rows = make_teacher_rows(generator, R, V, max(1, round(share * V)), ties=ties, ragged=ragged, holes=holes)
+    logits = generator.standard_normal((R, V)) * 3
+    return rows, torch.tensor(np.round(logits) if ties else logits).to(dtype)
+
+
 @named
 @given(
     seed=st.integers(0, 2**32 - 1),
@@ -43,11 +52,7 @@ named = pytest.mark.parametrize(("name", "options"), LOSSES, ids=str)
 )
 @settings(max_examples=8, deadline=None)
 def test_equals_the_reference(name, options, seed, R, V, share, dtype, flags, inplace):
-    ties, ragged, holes = flags
-    generator = np.random.default_rng(seed)
-    rows = make_teacher_rows(generator, R, V, max(1, round(share * V)), ties=ties, ragged=ragged, holes=holes)
-    logits = generator.standard_normal((R, V)) * 3
-    logits = torch.tensor(np.round(logits) if ties else logits).to(dtype)
+    rows, logits = random_rows(seed, R, V, share, dtype, flags)
     value, gradient = reference_loss(name, logits.double().numpy(), rows, **options)
     ours = both(make_loss(name, **options), logits, rows, inplace=inplace)
     assert (ours[0].dtype, ours[1].dtype) == (torch.float32, dtype)

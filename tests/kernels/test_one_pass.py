@@ -14,7 +14,7 @@ from logitstore.loss import ForwardKL, Slim, make_loss
 from logitstore.loss.reference import reference_loss
 
 from ..loss.conftest import make_teacher_rows
-from .test_learn import TOLERANCE
+from .test_learn import TOLERANCE, random_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
 
@@ -56,11 +56,7 @@ def passes(monkeypatch):
 )
 @settings(max_examples=8, deadline=None)
 def test_equals_the_reference(name, options, seed, R, V, share, dtype, flags, inplace):
-    ties, ragged, holes = flags
-    generator = np.random.default_rng(seed)
-    rows = make_teacher_rows(generator, R, V, max(1, round(share * V)), ties=ties, ragged=ragged, holes=holes)
-    logits = generator.standard_normal((R, V)) * 3
-    logits = torch.tensor(np.round(logits) if ties else logits).to(dtype)
+    rows, logits = random_rows(seed, R, V, share, dtype, flags)
     loss = make_loss(name, **options)
     count = max(1, int(loss.counted(rows).sum()))
     value, gradient = reference_loss(name, logits.double().numpy(), rows, **options)

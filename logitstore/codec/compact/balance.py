@@ -2,7 +2,7 @@
 
 Nearest levels are off by a little each, and so is their sum; what a loss takes for the probability of all other ids,
 1 less that sum, is off by as much. Where a row keeps nearly everything that is more than there is. Moving the entry
-whose step fits best costs a tenth of the bound, and takes half to nine tenths of the error of the sum.
+whose step fits best, within the bounds, takes more than half of the error of the sum on average.
 """
 
 from __future__ import annotations
