@@ -20,6 +20,7 @@ from logitstore.container.durable import write_atomically
 from logitstore.container.file_record import FileRecord
 from logitstore.container.files import LocalFiles
 from logitstore.container.row_coder import BookCodecs, array_of
+from logitstore.errors import CorruptDataError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -48,6 +49,15 @@ class _Chosen:
 
     books: CodebookSet
     row_bytes: float
+
+
+def _chosen_of(item: dict[str, Any]) -> _Chosen:
+    """Read what `BookChooser.state` has written of a set."""
+    try:
+        files = {name: FileRecord.from_json(f"the codebook of {name}", file) for name, file in item["files"].items()}
+        return _Chosen(CodebookSet(int(item["first_row"]), files), float(item["row_bytes"]))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CorruptDataError(f"the progress record's codebooks are broken: {error}") from None
 
 
 class BookChooser:
@@ -107,11 +117,10 @@ class BookChooser:
                 self._use(books, parsed, 0.0)
             return
         source = StoreBooks(LocalFiles(path), manifest)
-        for item in state:
-            files = {name: FileRecord(**file) for name, file in item["files"].items()}
-            if item["first_row"] < committed_rows:
-                parsed = {name: source.book(name, file) for name, file in files.items()}
-                self._use(CodebookSet(item["first_row"], files), parsed, item["row_bytes"])
+        for chosen in map(_chosen_of, state):
+            if chosen.books.first_row < committed_rows:
+                parsed = {name: source.book(name, file) for name, file in chosen.books.files.items()}
+                self._use(chosen.books, parsed, chosen.row_bytes)
 
     @property
     def sets(self) -> tuple[CodebookSet, ...]:

@@ -138,7 +138,8 @@ class StoreWriter:
             else ZarrSink(path, path / DOCUMENTS_FILE, manifest, coder, self._pool, backlog, self._watch, coded)
         )
         self.progress = Progress.read(path)
-        self._start_files()
+        # First of all, so that whatever is interrupted from here on is an unfinished store and says so.
+        write_atomically(path / layout.MANIFEST_FILE, dataclasses.replace(manifest, complete=False).to_json())
         self._measures_loss = manifest.codec.is_lossy and codebooks is None
         self._loss = LossMeter.from_json(self.progress.loss) if self.progress.loss else LossMeter()
         self._chooser = None
@@ -147,6 +148,7 @@ class StoreWriter:
                 path, manifest, coder, committed_rows=self.progress.rows, state=self.progress.codebooks or [],
                 total_rows=total_rows, given=codebooks, on_training=self._training, watch=self._watch,
             )  # fmt: skip
+        self._start_files()
         self._checks: deque[tuple[int, Future[list[Violation]]]] = deque()
         self._row = self.progress.rows
         self._document = self.progress.documents
@@ -154,8 +156,6 @@ class StoreWriter:
         self._entries = self._entries_before = self.progress.entries
 
     def _start_files(self) -> None:
-        # First of all, so that whatever is interrupted from here on is an unfinished store and says so.
-        write_atomically(self.path / layout.MANIFEST_FILE, dataclasses.replace(self.manifest, complete=False).to_json())
         cut_file(self.path / DOCUMENTS_FILE, self.progress.documents_bytes)
         cut_file(self.path / layout.SHARD_TABLE_FILE, self.progress.shards * self._sink.record_bytes)
         self._sink.start(self.progress)

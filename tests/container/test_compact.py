@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pickle
 from typing import TYPE_CHECKING, Any
 
@@ -166,6 +167,19 @@ def test_an_interrupted_writer_chooses_the_same_again(stores: Any, tmp_path: Pat
                 writer.append(document, rows)
             writer.finish()
         assert stores.digests(path) == whole, count
+
+
+@pytest.mark.parametrize("broken", [[7], [{"first_row": 0}], [{"first_row": 0, "row_bytes": 1, "files": {"ids": {}}}]])
+def test_a_broken_progress_record_is_noticed(stores: Any, tmp_path: Path, broken: list[Any]) -> None:
+    manifest = stores.manifest(codec=CodecRecord.compact(**SMALL))
+    prepare_directory(tmp_path / "s")
+    with StoreWriter(tmp_path / "s", manifest) as writer:
+        for document, rows in stores.documents(LENGTHS, manifest):
+            writer.append(document, rows)
+    progress = tmp_path / "s" / "progress.json"
+    progress.write_text(json.dumps(json.loads(progress.read_bytes()) | {"codebooks": broken}))
+    with pytest.raises(CorruptDataError, match="codebook"):
+        StoreWriter(tmp_path / "s", manifest)
 
 
 class TestCodebooks:
