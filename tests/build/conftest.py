@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -30,6 +31,15 @@ END = tuple("abcdefghijklmnopqrst")
 @pytest.fixture(autouse=True)
 def _one_thread(one_thread: None) -> None:
     pass
+
+
+@pytest.fixture
+def our_threads() -> Callable[[], list[str]]:
+    """Names of this library's threads that have come with the test; those of other tests' stores may go on."""
+    others = set(threading.enumerate())
+    return lambda: [
+        thread.name for thread in set(threading.enumerate()) - others if thread.name.startswith("logitstore")
+    ]
 
 
 def save_tokenizer(folder: Path, vocab_size: int) -> None:

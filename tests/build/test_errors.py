@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,9 +24,9 @@ pytestmark = pytest.mark.usefixtures("load_once")
 
 
 @pytest.fixture(autouse=True)
-def _no_thread_is_left() -> Iterator[None]:
+def _no_thread_is_left(our_threads: Any) -> Iterator[None]:
     yield
-    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("logitstore")] == []
+    assert our_threads() == []
 
 
 @pytest.mark.parametrize("records", [[], ["", "  \n"]], ids=["no records", "blank records"])

@@ -76,7 +76,7 @@ def test_the_corpus_of_these_tests_is_awkward(config: BuildConfig, run: Any, tmp
 
 
 def test_progress_may_be_interrupted_at_any_call(
-    config: BuildConfig, run: Any, tmp_path: Path, files_of: Any, interrupt_at_call: Any
+    config: BuildConfig, run: Any, tmp_path: Path, files_of: Any, interrupt_at_call: Any, our_threads: Any
 ) -> None:
     calls: list[Any] = []
     run(config, "whole.zarr", on_progress=calls.append)
@@ -85,7 +85,7 @@ def test_progress_may_be_interrupted_at_any_call(
     for last in range(1, len(calls) + 1):
         store = tmp_path / f"store{last}.zarr"
         interrupt_at_call(config, store, last)
-        assert not [t for t in threading.enumerate() if t.name.startswith("logitstore")]
+        assert not our_threads()
         with pytest.raises(TruncatedDataError, match=f"{Progress.read(store).rows} rows .*--resume"):
             logitstore.open(store)
         build(config, store, resume=True)
@@ -141,7 +141,9 @@ def _fail_after_commit(monkeypatch: pytest.MonkeyPatch, shards: int) -> None:
     monkeypatch.setattr(Progress, "write", write_and_fail)
 
 
-def test_the_disk_may_fail_at_any_step(short_config: BuildConfig, tmp_path: Path, files_of: Any) -> None:
+def test_the_disk_may_fail_at_any_step(
+    short_config: BuildConfig, tmp_path: Path, files_of: Any, our_threads: Any
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         steps = Steps(patch, lambda _: None)
         build(short_config, tmp_path / "whole.zarr")
@@ -158,7 +160,7 @@ def test_the_disk_may_fail_at_any_step(short_config: BuildConfig, tmp_path: Path
             Steps(patch, fail)
             with pytest.raises(Interruption):
                 build(short_config, store)
-        assert not [t for t in threading.enumerate() if t.name.startswith("logitstore")]
+        assert not our_threads()
         with pytest.MonkeyPatch.context() as patch:
             Steps(patch, lambda _: None)
             build(short_config, store, resume=True)

@@ -80,7 +80,7 @@ def test_a_build_survives_the_end_of_its_process(
 
 @pytest.mark.usefixtures("load_once")
 def test_ctrl_c_while_the_last_rows_are_written_stops_the_writer_first(
-    configure: Any, write_corpus: Any, texts: Any, tmp_path: Path, files_of: Any
+    configure: Any, write_corpus: Any, texts: Any, tmp_path: Path, files_of: Any, our_threads: Any
 ) -> None:
     config = configure(write_corpus(texts(*[6] * 20)), top_k=4, tokens_per_batch=400, rows_per_shard=16)
     store = tmp_path / "store.zarr"
@@ -106,7 +106,7 @@ def test_ctrl_c_while_the_last_rows_are_written_stops_the_writer_first(
         append(self, *arguments)
 
     def look_around(self: StoreWriter) -> None:
-        writing_at_close.extend(t.name for t in threading.enumerate() if t.name == "logitstore-write")
+        writing_at_close.extend(name for name in our_threads() if name == "logitstore-write")
         close(self)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -117,7 +117,7 @@ def test_ctrl_c_while_the_last_rows_are_written_stops_the_writer_first(
             build(config, store)
     assert set(appended) == {"logitstore-write"}
     assert writing_at_close == []
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("logitstore")]
+    assert not our_threads()
     build(config, store, resume=True)
     build(config, tmp_path / "whole.zarr")
     assert files_of(store) == files_of(tmp_path / "whole.zarr")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import multiprocessing
-import os
 import pickle
+import subprocess
 import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -79,8 +78,6 @@ def test_spawned_workers(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "d = [store[n] for n in range(4)]\n"
         "print([int(x.ids.astype('u8').sum() + x.values.view('u2').astype('u8').sum()) for x in d])\n"
     )
-    import subprocess
-
     done = subprocess.run([sys.executable, "-c", script], input=pickle.dumps(store), capture_output=True, check=True)
     assert done.stdout.decode().strip() == str(expected)
 
@@ -106,16 +103,26 @@ def _error_of(path: str) -> Exception | None:
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="counts mappings of files through /proc")
 def test_few_files_are_open_whatever_the_number_of_shards(stores: Any, tmp_path: Path) -> None:
     path = stores.make(tmp_path / "s", [200], rows_per_shard=2)
-    gc.collect()  # what other tests have left open
-    before = len(os.listdir("/proc/self/fd"))
-    with logitstore.open(path) as store:
-        for row in range(200):
-            store.rows[row]
-        mapped = Path("/proc/self/maps").read_text().count(str(path))
-        assert len(os.listdir("/proc/self/fd")) - before <= 64
-        assert 0 < mapped <= 64
-    assert Path("/proc/self/maps").read_text().count(str(path)) == 0
-    assert len(os.listdir("/proc/self/fd")) == before
+    # A process of its own: what other tests leave open is closed whenever the collector runs.
+    script = (
+        "import os, sys, logitstore\n"
+        "from pathlib import Path\n"
+        "def held():\n"
+        "    maps = Path('/proc/self/maps').read_text().count(sys.argv[1])\n"
+        "    links = [os.readlink(f'/proc/self/fd/{fd}') for fd in os.listdir('/proc/self/fd') if\n"
+        "             os.path.islink(f'/proc/self/fd/{fd}')]\n"
+        "    return maps, sum(link.startswith(sys.argv[1]) for link in links)\n"
+        "with logitstore.open(sys.argv[1]) as store:\n"
+        "    for row in range(200):\n"
+        "        store.rows[row]\n"
+        "    print(*held())\n"
+        "print(*held())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, check=True, text=True)
+    mapped, opened, mapped_after, opened_after = map(int, done.stdout.split())
+    assert 0 < mapped <= 64
+    assert opened <= 64
+    assert mapped_after == opened_after == 0
 
 
 def test_opening_costs_the_same_for_many_shards(stores: Any, tmp_path: Path) -> None:
