@@ -309,12 +309,20 @@ def encode_rows(
     return base, lengths, payload.data[: 4 * words32]
 
 
+@kernel
+def _range(values: Any) -> Any:
+    low, high = values[0], values[0]
+    for value in values:
+        low, high = min(low, value), max(high, value)
+    return low, high
+
+
 def pack_column(values: NDArray[Any]) -> tuple[Column, memoryview]:
     """Pack one value per row against their minimum."""
     if not len(values):
         return Column(0, 0), memoryview(b"")
-    low = int(values.min())
-    column = Column(low, (int(values.max()) - low).bit_length())
+    low, high = _range(values)
+    column = Column(low, (high - low).bit_length())
     words32 = column.words(len(values))
     packed = _buffer(words32)
     if column.width:

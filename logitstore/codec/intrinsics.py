@@ -22,6 +22,8 @@ __all__ = [
     "load_u64",
     "load_u64_at",
     "spread_byte",
+    "store_byte_at",
+    "store_u16_at",
     "store_u32_at",
     "store_u64",
     "store_u64_at",
@@ -107,7 +109,7 @@ def _storer(bits: int) -> Any:
 
 
 load_byte_at, load_u16_at, load_u32_at, load_u64_at = _loader(8), _loader(16), _loader(32), _loader(64)
-store_u32_at, store_u64_at = _storer(32), _storer(64)
+store_byte_at, store_u16_at, store_u32_at, store_u64_at = _storer(8), _storer(16), _storer(32), _storer(64)
 
 
 @intrinsic

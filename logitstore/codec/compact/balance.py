@@ -16,9 +16,9 @@ from logitstore.codec.kernels import kernel
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Balancer"]
+__all__ = ["LOOKED_AT", "Balancer"]
 
-_LOOKED_AT = 64
+LOOKED_AT = 16
 """Entries of a row that may be moved: likely ones come first, and their steps are the largest."""
 _WORTH = 0.9
 """A move has to leave less than this part of the error."""
@@ -37,16 +37,24 @@ class Balancer:
         ``(Q,)`` float64, log-probabilities of the levels, ascending.
     max_error, max_kl
         Bounds that moved rows hold, too.
+
+    Attributes
+    ----------
+    difference
+        ``(65536,)`` float64, what each pattern's level adds to the sum of probabilities.
     """
 
     def __init__(
         self, values: NDArray[Any], nearest: NDArray[np.uint16], levels: NDArray[Any], max_error: float, max_kl: float
     ) -> None:
         with np.errstate(over="ignore", invalid="ignore"):
-            self._level_p = np.exp(levels)
+            self._p, self._level_p = np.exp(values), np.exp(levels)
             # Exactly 0 where a value is a level: rows that have been quantised before stay as they are.
-            self._difference = np.nan_to_num(self._level_p[nearest] - np.exp(values))
+            self.difference = np.nan_to_num(self._level_p[nearest] - self._p)
         self._values, self._levels = values, levels
+        # What a level's entry adds to the sum where it moves down, and up. There is no way down from the first level.
+        steps = np.diff(self._level_p)
+        self._steps = np.stack([np.append(np.inf, -steps), np.append(steps, np.inf)])
         self._bounds = max_error, max_kl
 
     def __call__(
@@ -54,44 +62,47 @@ class Balancer:
         bits: NDArray[np.uint16],
         counts: NDArray[np.int64],
         totals: NDArray[np.float64],
+        errors: NDArray[np.float64],
         kept: NDArray[np.bool_],
         found: NDArray[np.uint16],
         lowest: NDArray[np.uint16],
     ) -> None:
-        """Change levels ``(R, K)`` and each row's lowest ``(R,)``, given the rows' generalised KL ``(R,)`` so far."""
+        """Change levels ``(R, K)`` and each row's lowest ``(R,)``, given its generalised KL and `difference` so far."""
         _balance(
-            bits, counts, totals, kept, self._difference, self._level_p, self._values, self._levels, *self._bounds,
-            found, lowest,
+            bits, counts, totals, errors, kept, self._steps, self._p, self._values, self._levels, *self._bounds, found,
+            lowest,
         )  # fmt: skip
 
 
 @kernel
 def _balance(
-    bits: Any, counts: Any, totals: Any, kept: Any, difference: Any, level_p: Any, values: Any, levels: Any,
+    bits: Any, counts: Any, totals: Any, errors: Any, kept: Any, steps: Any, p: Any, values: Any, levels: Any,
     max_error: Any, max_kl: Any, found: Any, lowest: Any,
 ) -> None:  # fmt: skip
     for row in range(len(counts)):
         if kept[row]:
             continue
-        error = 0.0
-        for column in range(counts[row]):
-            error += difference[bits[row, column]]
-        step = -1 if error > 0 else 1
+        error = errors[row]
+        up = np.int64(error <= 0)
         least, moved = _WORTH * abs(error), -1
-        for column in range(min(counts[row], _LOOKED_AT)):
-            level = np.int64(found[row, column])
-            if 0 <= level + step < len(levels):
-                left = abs(error + level_p[level + step] - level_p[level])
-                if left < least:
-                    value = values[bits[row, column]]
-                    before, after = value - levels[level], value - levels[level + step]
-                    # The entry's share of the generalised KL, p·d + p·exp(-d) - p, less what it was before.
-                    change = np.exp(value) * (after - before) + level_p[level + step] - level_p[level]
-                    if abs(after) <= max_error and totals[row] + change <= max_kl:
-                        least, moved = left, column
+        for column in range(min(counts[row], LOOKED_AT)):
+            step = steps[up, np.uint64(found[np.uint64(row), np.uint64(column)])]
+            left = abs(error + step)
+            if left < least:
+                entry = bits[row, column]
+                level = np.int64(found[row, column])
+                before, after = values[entry] - levels[level], values[entry] - levels[level + 2 * up - 1]
+                # The entry's share of the generalised KL, p·d + p·exp(-d) - p, less what it was before.
+                change = p[entry] * (after - before) + step
+                if abs(after) <= max_error and totals[row] + change <= max_kl:
+                    least, moved = left, column
         if moved >= 0:
-            found[row, moved] = np.int64(found[row, moved]) + step
-            low = np.uint16(0xFFFF)
-            for column in range(counts[row]):
-                low = min(low, found[row, column])
-            lowest[row] = low
+            level = np.int64(found[row, moved])
+            found[row, moved] = level + 2 * up - 1
+            if not up:
+                lowest[row] = min(np.int64(lowest[row]), level - 1)
+            elif level == np.int64(lowest[row]):
+                low = np.uint16(0xFFFF)
+                for column in range(counts[row]):
+                    low = min(low, found[row, column])
+                lowest[row] = low

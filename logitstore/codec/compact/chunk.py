@@ -86,7 +86,7 @@ def build_chunk(
         book.digest, counts[0], lengths[0], len(payload), entries,
     )  # fmt: skip
     guard = bytes(layout.COMPACT_GUARD_BYTES)
-    return finish_chunk([header.pack(), counts[1], lengths[1], payload.astype("<u2").data.cast("B"), guard])
+    return finish_chunk([header.pack(), counts[1], lengths[1], payload.astype("<u2", copy=False).data.cast("B"), guard])
 
 
 def read_header(view: memoryview, *, verify: bool = True) -> CompactHeader:

@@ -8,24 +8,17 @@ so that the group's weights stay in the cache. The choice is the encoder's: a de
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from logitstore import layout
 from logitstore.codec.compact import reference
-from logitstore.codec.compact.instructions import (
-    LANES,
-    MOST_ROWS,
-    best_lane,
-    lanes_from,
-    lowest_set_bit,
-    prefetch,
-    sum_rows_of_16,
-    sum_rows_of_64,
-)
-from logitstore.codec.intrinsics import address_of
-from logitstore.codec.kernels import inlined, kernel
+from logitstore.codec.compact.class_kernels import bits_of_lanes, choose, pick, shortlist
+from logitstore.codec.compact.row_sums import COLUMNS, LANES, SMALL
+from logitstore.codec.kernels import kernel
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,112 +29,21 @@ __all__ = ["ClassScores", "escape_bits"]
 
 UNITS = 4
 """Scores count quarters of a bit."""
-_NEVER = -(1 << 26)
+_NEVER = -(1 << 22)
 _TRIED = 3
 """Groups of classes whose classes are scored, at most."""
-_MARGIN, _MARGIN_OF_AN_ID = 40 * UNITS, 3
+_MARGIN, _MARGIN_OF_AN_ID = 10 * UNITS, 2
 """By how much a group may score less than the best one and still be looked into, for a row and for each id of it."""
 _LIKELY = 4096
-_MOST_SCORED = 1 << 19
-"""Ids of a row that are scored, so that scores stay below 2^26."""
-_HOT = 1024
+_SCORED = 32
+"""About so many ids of a row are scored, and of long rows a share (`_SHARE`). A quarter of all costs 1 % of bytes."""
+_SHARE = 1 / 16
+_MOST_RANKS = (1 << 16) - 1
 
 
 def escape_bits(ranks: NDArray[Any]) -> NDArray[np.float64]:
     """Estimate of the bits an id takes that is not in its class's list."""
     return np.log2(np.asarray(ranks, np.float64) + 16) + 1
-
-
-@inlined
-def _add(table: Any, width: Any, row: Any, count: Any, last: Any, totals: Any) -> None:
-    """Add a row's scores in all columns of a table, whole vectors, to totals. ``row`` is the address of its ranks."""
-    first = np.int64(0)
-    while first < count:
-        number = np.uint64(min(np.int64(MOST_ROWS), count - first))
-        at, lane = row + np.uint64(4 * first), np.int64(0)
-        while lane + 4 * LANES <= width:
-            sum_rows_of_64(
-                table + np.uint64(lane), at, totals + np.uint64(4 * lane), np.uint64(width), number, np.uint64(last)
-            )
-            lane += 4 * LANES
-        while lane < width:
-            sum_rows_of_16(
-                table + np.uint64(lane), at, totals + np.uint64(4 * lane), np.uint64(width), number, np.uint64(last)
-            )
-            lane += LANES
-        first += MOST_ROWS
-
-
-@kernel
-def _shortlist(ranks: Any, counts: Any, table: Any, constants: Any, last: Any, listed: Any) -> None:
-    """Fill the groups that each row is to be scored in, -1 behind them."""
-    width, tried = np.int64(len(constants)), np.int64(listed.shape[1])
-    totals = np.empty(width, np.int32)
-    totals_at, table_at, ranks_at = address_of(totals), address_of(table), address_of(ranks)
-    for row in range(len(counts)):
-        for lane in range(width):
-            totals[np.uint64(lane)] = constants[np.uint64(lane)]
-        _add(table_at, width, ranks_at + np.uint64(4 * row * ranks.shape[1]), counts[row], last, totals_at)
-        high = np.int32(_NEVER)
-        for lane in range(width):
-            high = max(high, totals[np.uint64(lane)])
-        least = np.int32(high - _MARGIN - _MARGIN_OF_AN_ID * counts[row])
-        filled = np.int64(0)
-        for first in range(0, width, LANES):
-            mask = lanes_from(totals_at + np.uint64(4 * first), least)
-            while mask:
-                group = np.uint64(first) + lowest_set_bit(mask)
-                mask &= mask - np.uint64(1)
-                at = filled
-                while at > 0 and totals[np.uint64(listed[row, at - 1])] < totals[group]:
-                    if at < tried:
-                        listed[row, at] = listed[row, at - 1]
-                    at -= 1
-                if at < tried:
-                    listed[row, at] = group
-                filled = min(filled + 1, tried)
-        for at in range(filled, tried):
-            listed[row, at] = -1
-
-
-@kernel
-def _choose(
-    ranks: Any, counts: Any, listed: Any, tables: Any, constants: Any, names: Any, last: Any, classes: Any, best: Any
-) -> None:
-    """Fill each row's best class among its groups and its score; the first of several that are equal."""
-    groups = np.int64(len(tables))
-    starts, rows = np.zeros(groups + 2, np.int64), np.empty(listed.size, np.int64)
-    for row in range(len(counts)):
-        best[row], classes[row] = 2 * _NEVER, 0
-        for at in range(listed.shape[1]):
-            starts[listed[row, at] + 2] += 1
-    starts[1] = 0
-    for group in range(groups):
-        starts[group + 2] += starts[group + 1]
-    for row in range(len(counts)):
-        for at in range(listed.shape[1]):
-            group = listed[row, at]
-            if group >= 0:
-                rows[starts[group + 1]] = row
-                starts[group + 1] += 1
-    totals = np.empty(LANES, np.int32)
-    totals_at, ranks_at, tables_at = address_of(totals), address_of(ranks), address_of(tables)
-    for group in range(groups):
-        if starts[group + 1] - starts[group] >= 8:
-            for line in range(0, min(np.int64(_HOT), last), 4):
-                prefetch(tables_at + np.uint64((group * (last + 1) + line) * LANES))
-        for entry in range(starts[group], starts[group + 1]):
-            row = rows[entry]
-            for lane in range(LANES):
-                totals[np.uint64(lane)] = constants[np.uint64(group * LANES + lane)]
-            _add(
-                tables_at + np.uint64(group * (last + 1) * LANES), np.int64(LANES),
-                ranks_at + np.uint64(4 * row * ranks.shape[1]), counts[row], last, totals_at,
-            )  # fmt: skip
-            found = np.int64(best_lane(totals_at))
-            score, name = found >> 4, names[np.uint64(group * LANES + LANES - 1 - (found & 15))]
-            if score > best[row] or (score == best[row] and name < classes[row]):
-                best[row], classes[row] = score, name
 
 
 class ClassScores:
@@ -150,69 +52,115 @@ class ClassScores:
     Parameters
     ----------
     weights
-        ``(F, C)`` int8, in quarters of a bit: what a rank saves where it is in the class's list. Ranks from ``F`` on
-        are in no list.
+        ``(F, C)`` int8, in quarters of a bit: what a rank saves where it is in the class's list. ``F`` is below 2^16.
     constants
         ``(C,)`` int32: less what the list costs all rows.
+    ranks
+        ``(F,)`` the ranks that are scored, ascending; those from 0 on if not given. No other rank says anything.
+
+    Attributes
+    ----------
+    numbers
+        uint16: the number of each rank among those that are scored, ``F`` if it is not. The last one is that of all
+        ranks behind.
+    most
+        Ids of a row that are scored at most, so that a score and a group's number fit 31 bits.
     """
 
-    def __init__(self, weights: NDArray[np.int8], constants: NDArray[np.int32]) -> None:
+    def __init__(
+        self, weights: NDArray[np.int8], constants: NDArray[np.int32], ranks: NDArray[np.int64] | None = None
+    ) -> None:
+        scored = np.arange(len(weights)) if ranks is None else ranks
+        self.numbers = np.full(int(scored.max(initial=-1)) + 2, len(weights), np.uint16)
+        self.numbers[scored] = np.arange(len(weights), dtype=np.uint16)
         groups = _groups(weights)
         self._names = groups.reshape(-1)
-        # Ranks that are in no list share the last row, which is zero.
-        padded = np.concatenate([weights, np.zeros((1, weights.shape[1]), np.int8)])
-        self._tables = np.empty((len(groups), len(padded), LANES), np.int8)
-        for table, group in zip(self._tables, groups, strict=True):
-            table[:] = np.where(group >= 0, padded[:, group], np.int8(0))
-        self._constants = np.where(self._names >= 0, constants[self._names], _NEVER).astype(np.int32)
-        width = -(-len(groups) // LANES) * LANES
-        self._coarse = np.zeros((len(padded), width), np.int8)
-        self._coarse_constants = np.full(width, _NEVER, np.int32)
+        # A group's classes are alike, and few ranks are in any of their lists: all others share a row.
+        self._places = np.zeros((len(groups), len(weights) + 1), np.uint16)
+        self._firsts = np.zeros(len(groups), np.int64)
+        rows: list[NDArray[np.int8]] = []
         for number, group in enumerate(groups):
-            there = group[group >= 0]
-            self._coarse[:, number] = np.rint(_like_the_best(padded[:, there]))
-            self._coarse_constants[number] = np.rint(constants[there].mean())
+            table = np.where(group >= 0, weights[:, group], np.int8(0))
+            there = np.flatnonzero(table.any(axis=1))
+            self._places[number, there] = np.arange(1, len(there) + 1)
+            self._firsts[number] = sum(len(part) for part in rows)
+            rows.append(np.concatenate([np.zeros((1, LANES), np.int8), table[there]]))
+        self._rows = np.concatenate(rows)
+        self._constants = np.where(self._names >= 0, constants[self._names], _NEVER).astype(np.int32)
+        width = -(-len(groups) // COLUMNS) * COLUMNS
+        self.most = 1 << (30 - 7 - int(bits_of_lanes(width)))
+        best = np.zeros((len(weights) + 1, width), np.float32)
+        self._coarse_constants = np.full(width, -(1 << (30 - int(bits_of_lanes(width)))), np.int32)
+        for number, group in enumerate(groups):
+            best[:-1, number] = _like_the_best(weights[:, group[group >= 0]])
+        # In steps that fit five bits, from the lowest of all: what is added to all columns of a row changes nothing.
+        low = best.min(initial=0)
+        self._unit = max(1, math.ceil((best.max(initial=0) - low) / SMALL))
+        self._coarse = np.rint((best - low) / self._unit).astype(np.uint8)
+        for number, group in enumerate(groups):
+            self._coarse_constants[number] = np.rint(constants[group[group >= 0]].mean() / self._unit)
 
     @classmethod
-    def of(cls, book: IdBook) -> ClassScores:
-        """Take densities from the tables of the nibbles' contexts."""
+    def of(cls, book: IdBook, slots: int | None = None) -> ClassScores:
+        """Take densities from the tables of the nibbles' contexts; score a part of the ids of rows of many slots."""
         ones = np.array([symbol.bit_count() for symbol in range(16)])
         frequencies = book.nibble_code.frequencies[book.nibble_code.contexts].astype(np.float64)
         density = np.clip((frequencies @ ones) / (layout.NIBBLE << layout.TABLE_LOG2), 1e-5, 1 - 1e-3)
         runs = book.nibbles.reshape(-1).astype(np.int64) * layout.NIBBLE
         contexts = np.repeat(np.tile(np.arange(len(density)), book.classes), runs)
         owners = np.repeat(np.repeat(np.arange(book.classes), len(density)), runs)
-        odds = np.log2(density / (1 - density))[contexts] + escape_bits(book.listed)
-        ranks = int(book.listed.max()) + 1 if len(book.listed) else 1
-        weights = np.zeros((ranks, book.classes), np.int8)
-        weights[book.listed, owners] = np.clip(np.rint(odds * UNITS), -127, 127)
+        scored = _some(np.unique(book.listed).astype(np.int64), slots)
+        number = np.minimum(np.searchsorted(scored, book.listed), len(scored) - 1) if len(scored) else book.listed
+        kept = np.flatnonzero(scored[number] == book.listed) if len(scored) else np.empty(0, np.int64)
+        number, contexts, owners = number[kept], contexts[kept], owners[kept]
+        odds = np.log2(density / (1 - density))[contexts] + escape_bits(scored[number])
+        weights = np.zeros((len(scored), book.classes), np.int8)
+        weights[number, owners] = np.clip(np.rint(odds * UNITS), -127, 127)
         costs = np.bincount(owners, np.log2(1 - density)[contexts], book.classes)
-        return cls(weights, np.rint(costs * UNITS).astype(np.int32))
+        return cls(weights, np.rint(costs * UNITS).astype(np.int32), scored)
 
     def choose(
         self, ranks: NDArray[np.uint32], counts: NDArray[np.int64], *, use_reference: bool = False
     ) -> NDArray[np.int64]:
         """Return the class of each row, ``(R,)``, given ``(R, K)`` ranks in any order."""
-        groups, last = len(self._tables), self._tables.shape[1] - 1
-        ranks, counts = np.ascontiguousarray(ranks), np.minimum(counts, _MOST_SCORED)
+        picked, starts = pick(ranks, counts, self.numbers, self.most)
+        return self.choose_of(picked, starts, use_reference=use_reference)
+
+    def choose_of(
+        self, picked: NDArray[np.uint16], starts: NDArray[np.int64], *, use_reference: bool = False
+    ) -> NDArray[np.int64]:
+        """Return the class of each row given the numbers of its ranks that are scored, as from `pick`."""
+        groups = len(self._places)
         if use_reference:
+            tables = self._rows[self._firsts[:, None] + self._places]
             found = [
                 reference.choose_class(
-                    row[:count].tolist(), self._tables, self._constants.reshape(groups, LANES),
+                    picked[start:end].tolist(), tables, self._constants.reshape(groups, LANES),
                     self._names.reshape(groups, LANES), self._coarse, self._coarse_constants, tried=_TRIED,
-                    margin=_MARGIN + _MARGIN_OF_AN_ID * count,
+                    margin=(_MARGIN + _MARGIN_OF_AN_ID * int(end - start)) // self._unit,
                 )
-                for row, count in zip(ranks, counts.tolist(), strict=True)
+                for start, end in itertools.pairwise(starts)
             ]  # fmt: skip
             return np.array(found, np.int64)
-        listed = np.empty((len(ranks), min(_TRIED, groups)), np.int64)
+        listed = np.empty((len(starts) - 1, min(_TRIED, groups)), np.int64)
         if groups > _TRIED:
-            _shortlist(ranks, counts, self._coarse, self._coarse_constants, last, listed)
+            margins = (_MARGIN, _MARGIN_OF_AN_ID, self._unit)
+            shortlist(picked, starts, self._coarse, self._coarse_constants, margins, listed)
         else:
             listed[:] = np.arange(groups)
-        classes, best = np.empty(len(ranks), np.int64), np.empty(len(ranks), np.int32)
-        _choose(ranks, counts, listed, self._tables, self._constants, self._names, last, classes, best)
+        classes, best = np.empty(len(listed), np.int64), np.empty(len(listed), np.int32)
+        choose(
+            picked, starts, listed, self._rows, self._firsts, self._places, self._constants, self._names, classes, best
+        )
         return classes
+
+
+def _some(ranks: NDArray[np.int64], slots: int | None) -> NDArray[np.int64]:
+    """Return a part of the ranks, spread evenly, if rows are long."""
+    share = 1.0 if slots is None else max(_SCORED / slots, _SHARE)
+    # Multiples of the golden ratio, modulo 1.
+    some = ranks[(ranks * 0x9E3779B1 & 0xFFFFFFFF) < share * (1 << 32)] if share < 1 else ranks
+    return some[:_MOST_RANKS]
 
 
 def _like_the_best(weights: NDArray[np.int8]) -> NDArray[np.float32]:

@@ -101,7 +101,7 @@ class IdBook:
         dtype = np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
         return np.concatenate([self.listed, np.zeros(64, np.uint32)]).astype(dtype)
 
-    @property
+    @cached_property
     def longest(self) -> int:
         """Nibbles of the longest class."""
         return int(np.diff(self.first_nibble).max())

@@ -44,7 +44,8 @@ class Arrangement:
     Attributes
     ----------
     ranks
-        ``(R, K)`` uint32: ranks of the ids, in the order that they came in; unused slots last, ``0xFFFFFFFF``.
+        ``(R, K)`` uint16 or uint32: ranks of the ids, in the order that they came in; 0 in unused slots, which come
+        last.
     counts
         ``(R,)`` int64: entries of each row.
     sources
@@ -54,12 +55,12 @@ class Arrangement:
     hits
         ``(R,)`` int64: entries that are in the list of the row's class; they come first.
     masks
-        ``(R, P)`` uint64: a bit for each place of that list, set where its id is in the row.
+        ``(R, P)`` uint64: a bit for each place of that list, set where its id is in the row; anything behind the list.
     id_of
         ``(V,)`` uint32: the id of each rank.
     """
 
-    ranks: NDArray[np.uint32]
+    ranks: NDArray[np.unsignedinteger]
     counts: NDArray[np.int64]
     sources: NDArray[np.unsignedinteger]
     classes: NDArray[np.int64]
@@ -70,8 +71,8 @@ class Arrangement:
     @cached_property
     def ids(self) -> NDArray[np.uint32]:
         """``(R, K)`` uint32, unused slots last."""
-        ranks = self.take(self.ranks)
-        return np.where(ranks == layout.UNUSED_ID, ranks, self.id_of[np.minimum(ranks, len(self.id_of) - 1)])
+        used = np.arange(self.ranks.shape[1]) < self.counts[:, None]
+        return np.where(used, self.id_of[self.take(self.ranks)], np.uint32(layout.UNUSED_ID))
 
     @property
     def order(self) -> NDArray[np.int64]:
@@ -217,14 +218,14 @@ class IdCodec(_Codec):
         ids = np.ascontiguousarray(ids)
         counts = count_used(ids, layout.UNUSED_ID)
         if self._scores is None:
-            self._scores = ClassScores.of(self._book)
-        bad, ranks = rank(self._book, ids, counts)
+            self._scores = ClassScores.of(self._book, self._slots)
+        bad, ranks, picked, starts = rank(self._book, ids, counts, self._scores)
         if bad >= 0:
             raise InvalidArgumentError(
                 f"ids are below {self._book.vocab_size}, unused slots last; row {bad} of the chunk is "
                 f"{ids[bad].tolist()[:8]}…"
             )
-        classes = self._scores.choose(ranks, counts)
+        classes = self._scores.choose_of(picked, starts)
         bad, hits, masks, sources = arrange(self._book, ranks, counts, classes)
         if bad >= 0:
             raise InvalidArgumentError(f"row {bad} of the chunk has an id twice")

@@ -9,20 +9,19 @@ import numpy as np
 from logitstore import layout
 from logitstore.codec.compact.bank import Bank
 from logitstore.codec.compact.codebook import COLUMN_CONTEXTS, column_context
+from logitstore.codec.compact.vector_coder import LANES, PACKED_WORDS
 from logitstore.codec.compact.writing import (
-    LANES,
-    RECIPROCALS,
     Room,
     Tables,
     addresses_of_rows,
+    present_parts,
+    put_looked_up,
     put_number,
-    put_number_apart,
     put_raw,
-    small_part,
-    small_parts,
+    symbols_and_raw_bits,
     write_groups,
 )
-from logitstore.codec.intrinsics import address_of, load_u16_at, store_u32_at
+from logitstore.codec.intrinsics import address_of, load_u16_at, load_u32_at
 from logitstore.codec.kernels import kernel
 from logitstore.codec.transform import BITS_DTYPE, keys_from_bits
 
@@ -37,15 +36,15 @@ __all__ = ["ValueEncoder"]
 @kernel
 def _encode(
     bits: Any, levels: Any, lowest: Any, counts: Any, kept: Any, group_log2: Any, column_tables: Any, bounds: Any,
-    raw_bits: Any, key_of: Any, small: Any, first_table: Any, reciprocals: Any, direct: Any, bins: Any, packed: Any,
-    symbols: Any, lengths: Any, words: Any, parts: Any, raws: Any, reverse: Any,
+    raw_bits: Any, key_of: Any, direct_raw: Any, present: Any, noted: Any, packed_words: Any, direct: Any, bins: Any,
+    packed: Any, symbols: Any, lengths: Any, words: Any, parts: Any, raws: Any, reverse: Any,
 ) -> Any:  # fmt: skip
     """As in `fast_encode_ids`. Rows of ``kept``, and those that the tables cannot code, are kept as they are."""
     tables = address_of(direct), address_of(bins), address_of(packed), address_of(symbols)
-    reciprocals_at, columns_at, levels_at = address_of(reciprocals), address_of(column_tables), address_of(levels)
-    small_at, first_table = address_of(small), np.uint64(first_table)
-    starts, raws_end = addresses_of_rows(parts, 0), addresses_of_rows(raws, raws.shape[1])
-    scratch, ends = addresses_of_rows(reverse, reverse.shape[1]), np.empty(LANES, np.uint64)
+    columns_at, levels_at, places_at = address_of(column_tables), address_of(levels), address_of(packed_words)
+    looked_up = address_of(direct_raw), address_of(present), address_of(noted)
+    starts, raws_end = addresses_of_rows(parts, 4 * (parts.shape[1] >> 1)), addresses_of_rows(raws, raws.shape[1])
+    scratch, ends = addresses_of_rows(reverse, reverse.shape[1]), np.zeros(LANES, np.uint64)
     tails = np.empty((LANES, 2), np.uint64)
     size, width = np.int64(1) << group_log2, bits.shape[1]
     at = address_of(words)
@@ -65,19 +64,19 @@ def _encode(
                     bound = np.int64(0)
                     while bound < len(bounds) and np.uint64(bounds[bound]) <= base:
                         bound += 1
-                    tables_at = columns_at + np.uint64(2 * bound * width)
+                    tables_at = columns_at + np.uint64(4 * bound * width)
                     part, tail = put_number(base + np.uint64(1), np.uint64(0), np.uint64(0), tables, part, tail)
-                    column = np.int64(0)
-                    while part and column < count:
-                        distance = load_u16_at(row_at, np.uint64(2 * column)) - base
-                        table = load_u16_at(tables_at, np.uint64(2 * column))
-                        coded = small_part(distance, table - first_table, small_at)
-                        if coded:
-                            store_u32_at(part, np.uint64(0), coded)
-                            part += np.uint64(4)
-                        else:
-                            part, tail = put_number_apart(distance, np.uint64(1), table, tables, part, tail)
-                        column += 1
+                    highest = np.uint16(0)
+                    for column in range(count):
+                        highest = max(highest, levels[np.uint64(row), np.uint64(column)])
+                    done = np.int64(0)
+                    if part and np.uint64(highest) - base < np.uint64(len(direct_raw)):
+                        done, part, tail = put_looked_up(row_at, base, tables_at, count, looked_up, part, tail)
+                    while part and done < count:
+                        distance = load_u16_at(row_at, np.uint64(2 * done)) - base
+                        table = load_u32_at(tables_at, np.uint64(4 * done)) >> np.uint64(10)
+                        part, tail = put_number(distance, np.uint64(1), table, tables, part, tail)
+                        done += 1
                 if kept[row] or not part:
                     kept[row] = True
                     part, tail = put_number(np.uint64(0), np.uint64(0), np.uint64(0), tables, first_part, first_tail)
@@ -87,7 +86,7 @@ def _encode(
                         tail = put_raw(np.uint64(key_of[bits[row, column]]), np.uint64(raw_bits), tail)
             ends[lane], tails[lane, 0] = part, raws_end[lane]
             tails[lane, 1] = ((raws_end[lane] - tail[0]) << np.uint64(3)) + tail[2]
-        at = write_groups(lanes, starts, ends, tails, at, scratch, reciprocals_at, lengths[first:])
+        at = write_groups(lanes, starts, ends, tails, at, scratch, places_at, lengths[first:])
     return np.int64(at - address_of(words)) >> 1
 
 
@@ -99,9 +98,10 @@ class ValueEncoder:
         bank = Bank.of(codes)
         columns = np.array([column_context(column) for column in range(slots)], np.int64)
         contexts = bank.contexts[1].reshape(-1, COLUMN_CONTEXTS)
-        self._columns = np.ascontiguousarray(contexts[:, columns]).astype(np.uint16).reshape(-1)
+        # Where each column's table begins, in bytes.
+        self._columns = (contexts[:, columns] * np.uint32(4 * layout.SYMBOLS_MAX)).reshape(-1)
         self._tables = Tables(codes, bank)
-        self._small, self._first_table = small_parts(book.delta_code), len(book.base_code.frequencies)
+        self._looked_up = symbols_and_raw_bits(book.delta_code), present_parts(bank)
         self._bounds = book.bounds
         patterns = np.arange(1 << 8 * np.dtype(BITS_DTYPE[book.dtype]).itemsize).astype(BITS_DTYPE[book.dtype])
         self._key_of = keys_from_bits(patterns, book.dtype, 0)
@@ -120,6 +120,6 @@ class ValueEncoder:
         room = Room(len(bits), group_log2, bits.shape[1] + 1, bits.shape[1] + 1)
         end = _encode(
             bits, levels, lowest, counts, kept, group_log2, self._columns, self._bounds, self._bits, self._key_of,
-            self._small, self._first_table, RECIPROCALS, *self._tables.arrays, *room.arrays,
+            *self._looked_up, np.empty(bits.shape[1] + 1, np.uint32), PACKED_WORDS, *self._tables.arrays, *room.arrays,
         )  # fmt: skip
         return (-1 - end if end < 0 else -1), room.lengths, room.words[: max(end, 0)]

@@ -1,79 +1,23 @@
-"""Instructions that Numba does not offer: sums of rows of bytes in vector registers, and a few on single words."""
+"""Instructions that Numba does not offer: packing of what a mask chooses, and a few on single words."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import llvmlite.binding
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-__all__ = [
-    "LANES",
-    "MOST_ROWS",
-    "best_lane",
-    "lanes_from",
-    "lowest_set_bit",
-    "prefetch",
-    "store_like",
-    "sum_rows_of_16",
-    "sum_rows_of_64",
-]
+__all__ = ["PACKED_PLACES", "lowest_set_bit", "pack_eight", "prefetch", "shuffle_bytes", "store_like"]
 
-LANES = 16
-"""Numbers of a vector."""
-MOST_ROWS = 256
-"""Rows whose bytes' sums fit 16 bits."""
+PACKED_PLACES = np.array(
+    [[2 * bit + half for bit in range(8) if byte >> bit & 1 for half in (0, 1)] + [0] * (16 - 2 * byte.bit_count())
+     for byte in range(256)], np.uint8,
+)  # fmt: skip
+"""For every byte, the bytes of a vector of eight uint16 that belong to its set bits."""
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
-
-
-def _summer(vectors: int) -> Any:
-    """Make an intrinsic that adds ``16 · vectors`` columns of some rows to 32-bit totals. Nothing is checked.
-
-    All arguments are 64 bits: addresses of the first of the columns (int8), of the rows' numbers (uint32) and of the
-    totals (int32); bytes of a row; how many rows, at most MOST_ROWS; the number of the row that all above it stand for.
-    """
-
-    @intrinsic  # type: ignore[untyped-decorator]
-    def add(_typing: Any, table: Any, rows: Any, totals: Any, row_bytes: Any, count: Any, last: Any) -> Any:  # noqa: ARG001
-        def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-            table, rows, totals, row_bytes, count, last = args
-            sums = ir.VectorType(_I16, LANES)
-            before = builder.basic_block
-            check, body, done = (builder.append_basic_block(name) for name in ("check", "body", "done"))
-            builder.branch(check)
-            builder.position_at_end(check)
-            index = builder.phi(_I64)
-            index.add_incoming(ir.Constant(_I64, 0), before)
-            state = [builder.phi(sums) for _ in range(vectors)]
-            for phi in state:
-                phi.add_incoming(ir.Constant(sums, [0] * LANES), before)
-            builder.cbranch(builder.icmp_unsigned("<", index, count), body, done)
-            builder.position_at_end(body)
-            at = builder.add(rows, builder.shl(index, ir.Constant(_I64, 2)))
-            row = builder.zext(builder.load(builder.inttoptr(at, _I32.as_pointer()), align=4), _I64)
-            row = builder.select(builder.icmp_unsigned("<", row, last), row, last)
-            at = builder.add(table, builder.mul(row, row_bytes))
-            for vector, phi in enumerate(state):
-                source = builder.add(at, ir.Constant(_I64, LANES * vector))
-                pointer = builder.inttoptr(source, ir.VectorType(_I8, LANES).as_pointer())
-                phi.add_incoming(builder.add(phi, builder.sext(builder.load(pointer, align=1), sums)), body)
-            index.add_incoming(builder.add(index, ir.Constant(_I64, 1)), body)
-            builder.branch(check)
-            builder.position_at_end(done)
-            for vector, phi in enumerate(state):
-                target = builder.add(totals, ir.Constant(_I64, 4 * LANES * vector))
-                pointer = builder.inttoptr(target, ir.VectorType(_I32, LANES).as_pointer())
-                wide = builder.sext(phi, ir.VectorType(_I32, LANES))
-                builder.store(builder.add(builder.load(pointer, align=4), wide), pointer, align=4)
-            return context.get_dummy_value()
-
-        return types.void(*[types.uint64] * 6), generate
-
-    return add
-
-
-sum_rows_of_16, sum_rows_of_64 = _summer(1), _summer(4)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -104,35 +48,54 @@ def store_like(_typing: Any, array: Any, address: Any, number: Any) -> Any:  # n
     return types.void(array, types.uint64, types.uint64), generate
 
 
+def shuffle_bytes(builder: Any, data: Any, order: Any) -> Any:
+    """Emit a look-up of 16 places (0 to 15) in a vector of 16 bytes, as an instruction where the processor has one."""
+    kind = ir.VectorType(_I8, 16)
+    if llvmlite.binding.get_host_cpu_features().get("ssse3"):
+        name = "llvm.x86.ssse3.pshuf.b.128"
+    elif llvmlite.binding.get_process_triple().startswith(("aarch64", "arm64")):
+        name = "llvm.aarch64.neon.tbl1.v16i8"
+    else:
+        found = ir.Constant(kind, ir.Undefined)
+        for lane in range(16):
+            at = ir.Constant(_I32, lane)
+            byte = builder.extract_element(data, builder.zext(builder.extract_element(order, at), _I32))
+            found = builder.insert_element(found, byte, at)
+        return found
+    function = builder.module.globals.get(name) or ir.Function(
+        builder.module, ir.FunctionType(kind, [kind, kind]), name
+    )
+    return builder.call(function, [data, order])
+
+
 @intrinsic  # type: ignore[untyped-decorator]
-def lanes_from(_typing: Any, totals: Any, least: Any) -> Any:  # noqa: ARG001
-    """Bit mask of those of the LANES totals (int32) at an address that are at least ``least``."""
+def pack_eight(_typing: Any, keys: Any, first: Any, table: Any, wanted: Any, places: Any, target: Any) -> Any:  # noqa: ARG001
+    """Look up eight of ``keys`` in a table of uint16, and store those that are not 0, less 1, side by side.
 
-    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        wide = ir.VectorType(_I32, LANES)
-        found = builder.load(builder.inttoptr(args[0], wide.as_pointer()), align=4)
-        one = builder.insert_element(ir.Constant(wide, ir.Undefined), args[1], ir.Constant(_I32, 0))
-        bound = builder.shuffle_vector(one, one, ir.Constant(wide, [0] * LANES))
-        mask = builder.bitcast(builder.icmp_signed(">=", found, bound), _I16)
-        return builder.zext(mask, _I64)
+    ``keys`` is an array, ``first`` the first one's place in it. Only the bits of ``wanted`` count. Addresses are those
+    of the table, of PACKED_PLACES, and of where numbers go, eight in any case. Returns a bit for each that was stored.
+    """
 
-    return types.uint64(types.uint64, types.int32), generate
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        keys, first, table, wanted, places, target = args
+        eight, sixteen = ir.VectorType(_I16, 8), ir.VectorType(_I8, 16)
+        data = context.make_array(signature.args[0])(context, builder, keys).data
+        numbers = ir.Constant(eight, ir.Undefined)
+        for lane in range(8):
+            place = builder.gep(data, [builder.add(first, ir.Constant(_I64, lane))])
+            at = builder.add(table, builder.shl(builder.zext(builder.load(place), _I64), ir.Constant(_I64, 1)))
+            number = builder.load(builder.inttoptr(at, _I16.as_pointer()), align=2)
+            numbers = builder.insert_element(numbers, number, ir.Constant(_I32, lane))
+        there = builder.icmp_unsigned("!=", numbers, ir.Constant(eight, [0] * 8))
+        mask = builder.and_(builder.zext(builder.bitcast(there, _I8), _I64), wanted)
+        row = builder.inttoptr(builder.add(places, builder.shl(mask, ir.Constant(_I64, 4))), sixteen.as_pointer())
+        order = builder.load(row, align=1)
+        numbers = builder.bitcast(builder.sub(numbers, ir.Constant(eight, [1] * 8)), sixteen)
+        packed = shuffle_bytes(builder, numbers, order)
+        builder.store(packed, builder.inttoptr(target, sixteen.as_pointer()), align=1)
+        return mask
 
-
-@intrinsic  # type: ignore[untyped-decorator]
-def best_lane(_typing: Any, totals: Any) -> Any:  # noqa: ARG001
-    """16 times the largest of the LANES totals (int32, below 2^27) at an address, plus 15 less its first lane."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        wide = ir.VectorType(_I32, LANES)
-        found = builder.load(builder.inttoptr(args[0], wide.as_pointer()), align=4)
-        found = builder.shl(found, ir.Constant(wide, [4] * LANES))
-        found = builder.or_(found, ir.Constant(wide, list(range(LANES - 1, -1, -1))))
-        name = "llvm.vector.reduce.smax.v16i32"
-        reduce = builder.module.globals.get(name) or ir.Function(builder.module, ir.FunctionType(_I32, [wide]), name)
-        return builder.call(reduce, [found])
-
-    return types.int32(types.uint64), generate
+    return types.uint64(keys, *[types.uint64] * 5), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -217,28 +217,27 @@ def choose_class(
     row: Sequence[int], tables: NDArray[np.int8], constants: NDArray[np.int32], names: NDArray[np.int64],
     coarse: NDArray[np.int8], coarse_constants: NDArray[np.int32], *, tried: int, margin: int,
 ) -> int:  # fmt: skip
-    """Return the class of a row of ranks, of those in the groups that score best.
+    """Return the class of a row, of those in the groups that score best.
 
     Parameters
     ----------
     row
-        Ranks.
+        Numbers of its ranks that are scored.
     tables, constants, names
-        ``(G, F + 1, L)`` what a rank adds to the scores of a group's classes, and ``(G, L)`` where these begin, and the
-        classes; -1 where a group has fewer than L. Ranks above F score as F does.
+        ``(G, F, L)`` what each adds to the scores of a group's classes, and ``(G, L)`` where these begin, and the
+        classes; -1 where a group has fewer than L.
     coarse, coarse_constants
-        ``(F + 1, G or more)`` and ``(G or more,)``: the same of groups.
+        ``(F, G or more)`` and ``(G or more,)``: the same of groups.
     tried, margin
         No more groups than these are looked into, and none whose score is so much below the best.
     """
-    ranks = [min(rank, len(coarse) - 1) for rank in row]
     groups = list(range(len(tables)))
     if len(groups) > tried:
-        totals = [int(coarse_constants[g]) + sum(int(coarse[rank, g]) for rank in ranks) for g in groups]
+        totals = [int(coarse_constants[g]) + sum(int(coarse[number, g]) for number in row) for g in groups]
         near = [g for g in groups if totals[g] >= max(totals) - margin]
         groups = sorted(near, key=lambda g: -totals[g])[:tried]
     scores = {
-        int(names[g, lane]): int(constants[g, lane]) + sum(int(tables[g, rank, lane]) for rank in ranks)
+        int(names[g, lane]): int(constants[g, lane]) + sum(int(tables[g, number, lane]) for number in row)
         for g in groups
         for lane in range(tables.shape[2])
         if names[g, lane] >= 0

@@ -1,6 +1,6 @@
 """Numbers to symbols, and symbols to the words of a group, in Numba.
 
-Four groups are coded at a time, since each symbol has to wait for the one before it in its group. `put_number` and
+Several groups are coded at a time, see `vector_coder`. `put_number` and
 `put_raw` note what a group consists of, `write_groups` writes the words.
 """
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from logitstore import layout
+from logitstore.codec.compact.vector_coder import IDLE, LANES, STEPS, code_blocks
 from logitstore.codec.intrinsics import (
     address_of,
     load_u16_at,
@@ -28,65 +29,93 @@ if TYPE_CHECKING:
     from logitstore.codec.compact.symbols import SymbolCode
 
 __all__ = [
-    "LANES",
-    "RECIPROCALS",
+    "DIRECT",
     "Room",
     "Tables",
     "addresses_of_rows",
+    "present_parts",
+    "put_looked_up",
     "put_number",
-    "put_number_apart",
     "put_raw",
-    "small_part",
-    "small_parts",
+    "symbols_and_raw_bits",
     "write_groups",
 ]
 
-LANES = 4
-"""Groups that are coded together."""
-_SHIFT = 32 + layout.TABLE_LOG2
-RECIPROCALS = np.array([0, *(-(-(1 << _SHIFT) // f) for f in range(1, (1 << layout.TABLE_LOG2) + 1))], np.uint64)
-"""``ceil(2^42 / f)``: ``x // f`` is ``x * RECIPROCALS[f] >> 42`` for any ``x`` below ``f * 2^22``, in 64 bits.
-
-With ``e = f * RECIPROCALS[f] - 2^42 < f`` the error is ``x * e / (f * 2^42) < f * 2^-20``, which is at most ``1 / f``.
-"""
-_DIRECT = 1 << 12
+DIRECT = 1 << 12
 """Numbers below it are looked up; few are above."""
 _NONE = layout.SYMBOLS_MAX
 _LOW = np.uint64(layout.RANS_LOW)
 _BINS = np.uint64(256 * 8)
-_TOTAL, _LIMIT = np.uint64(1 << layout.TABLE_LOG2), np.uint64(32 - layout.TABLE_LOG2)
 
 
-_SMALL_LOG2 = 8
-SMALL = 1 << _SMALL_LOG2
-"""Numbers below it, less one, that are a symbol without raw bits have their part looked up, see `small_parts`."""
+def symbols_and_raw_bits(code: SymbolCode) -> NDArray[np.uint32]:
+    """For `put_looked_up`: the first symbol of each number below DIRECT that has one, its raw bits and their width.
+
+    The symbol lies in the low 8 bits, the width in the next 5, the raw bits begin with bit 16, and the highest bit is
+    set where there are any. Numbers without a symbol come behind those with one, and are left out.
+    """
+    symbols = direct_symbols((code,))[0].astype(np.int64)
+    symbols = symbols[symbols < _NONE]
+    widths = code.raw_bits[symbols].astype(np.int64)
+    raws = np.arange(len(symbols)) - code.bases[symbols]
+    found = symbols | widths << 8 | raws << 16 | (widths > 0).astype(np.int64) << 31
+    return np.asarray(found, np.uint32)
 
 
-def small_parts(code: SymbolCode) -> NDArray[np.uint32]:
-    """Frequency and start of the symbol of each small number in each table, ``(T, SMALL)``; 0 where it takes more."""
-    out = np.zeros((len(code.frequencies), SMALL), np.uint32)
-    symbols = direct_symbols((code,))[0, : SMALL - 1]
-    plain = np.flatnonzero(symbols < _NONE)
-    plain = plain[code.raw_bits[symbols[plain]] == 0]
-    parts = code.packed[:, symbols[plain]]
-    out[:, plain] = np.where(parts & np.uint32(0xFFFF), parts, np.uint32(0))
-    return out
+def present_parts(bank: Bank) -> NDArray[np.uint32]:
+    """Return `Bank.packed` with 0 for symbols that have no frequency."""
+    return np.asarray(np.where(bank.packed & np.uint32(0xFFFF), bank.packed, np.uint32(0)))
+
+
+@kernel
+def _look_up(numbers: Any, tables: Any, count: Any, found_at: Any, present_at: Any, noted: Any, parts: Any) -> Any:
+    """Store the parts of ``count`` numbers, and what has raw bits to ``noted``; return its end, 0 if a part is none.
+
+    No branch depends on a number. A function of its own, since it needs nearly all registers.
+    """
+    least = np.uint64(1)
+    for index in range(count):
+        offset = np.uint64(4 * index)
+        found = load_u32_at(found_at, load_u16_at(numbers, offset >> np.uint64(1)) << np.uint64(2))
+        part = load_u32_at(present_at, load_u32_at(tables, offset) + ((found & np.uint64(255)) << np.uint64(2)))
+        store_u32_at(parts, offset, part)
+        least = min(least, part)
+        # Kept where there are raw bits, and overwritten if not.
+        store_u32_at(noted, np.uint64(0), found)
+        noted += found >> np.uint64(31) << np.uint64(2)
+    return noted if least else np.uint64(0)
 
 
 @inlined
-def small_part(number: Any, table: Any, small: Any) -> Any:
-    """Look up a number's part at the address of `small_parts`; 0 if it is not there."""
-    number = min(number, np.uint64(SMALL - 1))
-    return load_u32_at(small, (table << np.uint64(_SMALL_LOG2) | number) << np.uint64(2))
+def put_looked_up(numbers: Any, base: Any, tables_at: Any, count: Any, looked_up: Any, parts: Any, tail: Any) -> Any:
+    """Note numbers, all less than those looked up; return how many, and what `put_number` does.
+
+    All ``count`` or none: none where a table cannot code a number's first symbol. The numbers are those at an address
+    of uint16, less ``base``; ``tables_at`` is the address of where their tables begin (uint32, in bytes).
+    ``looked_up`` are the addresses of `symbols_and_raw_bits`, `present_parts` and of room for ``count`` numbers of 32
+    bits.
+    """
+    found_at, present_at, noted_at = looked_up
+    noted = _look_up(
+        numbers, tables_at, count, found_at - (base << np.uint64(2)), present_at, noted_at, parts
+    )  # fmt: skip
+    if noted == np.uint64(0):
+        return np.int64(0), parts, tail
+    at = noted_at
+    while at < noted:
+        found = load_u32_at(at, np.uint64(0))
+        tail = put_raw(found >> np.uint64(16) & np.uint64(DIRECT - 1), found >> np.uint64(8) & np.uint64(31), tail)
+        at += np.uint64(4)
+    return np.int64(count), parts + np.uint64(4 * count), tail
 
 
 def direct_symbols(codes: tuple[SymbolCode, ...]) -> NDArray[np.uint16]:
     """First symbol of each small number in each code, 256 where there is none."""
-    out = np.full((len(codes), _DIRECT), _NONE, np.uint16)
+    out = np.full((len(codes), DIRECT), _NONE, np.uint16)
     for row, code in zip(out, codes, strict=True):
         for symbol in range(len(code.widths) - 1, -1, -1):
             base = int(code.bases[symbol])
-            row[base : min(_DIRECT, base + (1 << int(code.raw_bits[symbol])))] = symbol
+            row[base : min(DIRECT, base + (1 << int(code.raw_bits[symbol])))] = symbol
     return out
 
 
@@ -137,8 +166,8 @@ def put_number(number: Any, code: Any, table: Any, tables: Any, parts: Any, tail
     """
     direct, bins, packed, symbols = tables
     symbol = np.uint64(_NONE)
-    if number < np.uint64(_DIRECT):
-        symbol = load_u16_at(direct, (code * np.uint64(_DIRECT) + number) << np.uint64(1))
+    if number < np.uint64(DIRECT):
+        symbol = load_u16_at(direct, (code * np.uint64(DIRECT) + number) << np.uint64(1))
     part = load_u32_at(packed, (table << np.uint64(10)) | symbol << np.uint64(2))
     if symbol == np.uint64(_NONE) or part & np.uint64(0xFFFF) == np.uint64(0):
         symbol = _search(number, code, table, bins, packed, symbols)
@@ -151,62 +180,34 @@ def put_number(number: Any, code: Any, table: Any, tables: Any, parts: Any, tail
 
 
 @kernel
-def put_number_apart(number: Any, code: Any, table: Any, tables: Any, parts: Any, tail: Any) -> Any:
-    """`put_number` for a loop that seldom needs it."""
-    return put_number(number, code, table, tables, parts, tail)
-
-
-@inlined
-def _step(state: Any, part: Any, target: Any, reciprocals: Any) -> Any:
-    """Code one symbol; words go below ``target``."""
-    frequency = part & np.uint64(0xFFFF)
-    is_high = np.uint64(state >= frequency << _LIMIT)
-    # Stored in any case, and overwritten by the next word if it is not needed.
-    store_u32_at(target, np.uint64(0) - np.uint64(4), state << np.uint64(16))
-    target -= is_high << np.uint64(1)
-    state >>= is_high << np.uint64(4)
-    whole = (state * load_u64_at(reciprocals, frequency << np.uint64(3))) >> np.uint64(_SHIFT)
-    return state + (part >> np.uint64(16)) + whole * (_TOTAL - frequency), target
-
-
-@kernel
-def _write_one(state: Any, target: Any, parts: Any, index: Any, reciprocals: Any) -> Any:
-    """Code the symbols before ``index``, last one first."""
-    while index > 0:
-        index -= 1
-        state, target = _step(state, load_u32_at(parts, np.uint64(4 * index)), target, reciprocals)
-    return state, target
-
-
-@kernel
 def write_groups(
-    lanes: Any, starts: Any, ends: Any, tails: Any, words: Any, scratch: Any, reciprocals: Any, lengths: Any
+    lanes: Any, starts: Any, ends: Any, tails: Any, words: Any, scratch: Any, packed_words: Any, lengths: Any
 ) -> Any:
     """Write the words of ``lanes`` groups from address ``words`` on; return where they end.
 
-    Their symbols lie between addresses ``starts`` and ``ends``, their raw bits as ``tails`` (end, number of bits)
-    say. ``scratch`` has the addresses behind room for each group's words.
+    Their symbols lie between addresses ``starts`` and ``ends``, with as much room before them, their raw bits as
+    ``tails`` (end, number of bits) say. ``scratch`` has the addresses behind room for each group's words,
+    ``packed_words`` is the address of PACKED_WORDS.
     """
-    common = np.int64(0)
-    s0, s1, s2, s3 = _LOW, _LOW, _LOW, _LOW
-    t0, t1, t2, t3 = scratch[0], scratch[1], scratch[2], scratch[3]
-    if lanes == LANES:
-        e0, e1, e2, e3 = ends[0], ends[1], ends[2], ends[3]
-        common = np.int64(min(e0 - starts[0], e1 - starts[1], e2 - starts[2], e3 - starts[3])) >> 2
-        for _ in range(common):
-            e0, e1, e2, e3 = e0 - np.uint64(4), e1 - np.uint64(4), e2 - np.uint64(4), e3 - np.uint64(4)
-            s0, t0 = _step(s0, load_u32_at(e0, np.uint64(0)), t0, reciprocals)
-            s1, t1 = _step(s1, load_u32_at(e1, np.uint64(0)), t1, reciprocals)
-            s2, t2 = _step(s2, load_u32_at(e2, np.uint64(0)), t2, reciprocals)
-            s3, t3 = _step(s3, load_u32_at(e3, np.uint64(0)), t3, reciprocals)
-    states, targets = (s0, s1, s2, s3), (t0, t1, t2, t3)
+    states, targets = np.full(LANES, _LOW, np.uint32), scratch.copy()
+    most = np.uint64(0)
+    for lane in range(lanes):
+        most = max(most, ends[lane] - starts[lane])
+    blocks = (most + np.uint64(4 * STEPS - 1)) // np.uint64(4 * STEPS)
+    for lane in range(LANES):
+        if lane >= lanes:
+            ends[lane] = starts[lane]
+        # Shorter groups wait for the longest.
+        at, first = ends[lane] - np.uint64(4 * STEPS) * blocks, starts[lane]
+        while at < first:
+            store_u32_at(at, np.uint64(0), np.uint64(IDLE))
+            at += np.uint64(4)
+    code_blocks(address_of(ends), address_of(states), address_of(targets), packed_words, blocks)
     at = words
     for lane in range(lanes):
-        left = (np.int64(ends[lane] - starts[lane]) >> 2) - common
-        state, target = _write_one(states[lane], targets[lane], starts[lane], left, reciprocals)
         begin = at
-        store_u32_at(at, np.uint64(0), state)
-        at = _copy(target, scratch[lane], at + np.uint64(4))
+        store_u32_at(at, np.uint64(0), np.uint64(states[lane]))
+        at = _copy(targets[lane], scratch[lane], at + np.uint64(4))
         end = tails[lane, 0]
         at = _copy(end - (((tails[lane, 1] + np.uint64(15)) >> np.uint64(4)) << np.uint64(1)), end, at)
         lengths[lane] = np.int64(at - begin) >> 1
@@ -224,7 +225,7 @@ def _copy(first: Any, end: Any, at: Any) -> Any:
 
 
 class Room:
-    """Room for the words of a chunk, and for what four groups consist of.
+    """Room for the words of a chunk, and for what groups that are coded together consist of.
 
     Rows have so many symbols and raw numbers at most.
     """
@@ -233,10 +234,11 @@ class Room:
         groups, size = -(-rows >> group_log2), 1 << group_log2
         self.lengths = np.empty(groups, np.int64)
         self.words = np.empty(rows * (parts_row + 2 * raws_row) + 3 * groups + 8, np.uint16)
-        self.parts = np.empty((LANES, size * parts_row + 2), np.uint32)
-        # Stores are of eight bytes, and below the end.
+        # As much again before each group's, see `write_groups`.
+        self.parts = np.empty((LANES, 2 * (size * parts_row + STEPS + 1)), np.uint32)
+        # Stores are of eight or sixteen bytes, and below the end.
         self.raws = np.empty((LANES, 4 * size * raws_row + 16), np.uint8)
-        self.reverse = np.empty((LANES, 2 * size * parts_row + 16), np.uint8)
+        self.reverse = np.empty((LANES, 2 * size * parts_row + 2 * STEPS + 16), np.uint8)
         self.arrays = self.lengths, self.words, self.parts, self.raws, self.reverse
 
 

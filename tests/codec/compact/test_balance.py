@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from logitstore.codec.compact import ValueCodec, generalised_kl, parse, train_values
+from logitstore.codec.compact.balance import LOOKED_AT
 from logitstore.codec.compact.loss import LossMeasure
 from logitstore.codec.compact.quantise import Quantiser
 from logitstore.codec.transform import bits_from_keys
@@ -49,7 +50,7 @@ def least_error(levels: NDArray[np.float64], row: NDArray[np.float64]) -> float:
     found = [nearest(levels, value) for value in row]
     off = float(np.exp(levels[found]).sum() - np.exp(row).sum())
     best = abs(off)
-    for column in range(min(len(row), 64)):
+    for column in range(min(len(row), LOOKED_AT)):
         moved = [*found[:column], found[column] + (-1 if off > 0 else 1), *found[column + 1 :]]
         if 0 <= moved[column] < len(levels):
             after = levels[moved]
