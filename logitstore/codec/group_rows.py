@@ -145,7 +145,7 @@ class GroupRows(NamedTuple):
             np.concatenate([part.words for _, _, part in parts]),
             joined[:, np.argsort(joined[BOOK], kind="stable")],
             np.concatenate(counts),
-            np.frombuffer(b"".join(digests), np.uint8).reshape(-1, layout.CODEBOOK_DIGEST_BYTES),
+            np.array([list(digest) for digest in digests], np.uint8),
         )
 
     @property

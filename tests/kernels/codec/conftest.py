@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import os
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,3 +29,19 @@ def _scans_by_numpy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
         return [scan.to_tensor(np.maximum.accumulate(lanes.handle.data, axis=scan.axis), dtype=lanes.dtype)]
 
     monkeypatch.setattr(ScanOps, "generic_scan", running_maximum)
+
+
+@pytest.fixture(autouse=True)
+def _all_groups_in_one_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter takes as long for many lanes as for one, and half as long if it does two things less."""
+    from triton.runtime.interpreter import InterpretedFunction, interpreter_builder
+
+    def call(self: InterpretedFunction, *args: Any, **kwargs: Any) -> Any:
+        return self.rewrite()(*args, **kwargs)
+
+    monkeypatch.setattr("logitstore.device.coded_rows._LANES", 256)
+    monkeypatch.setattr("logitstore.device.coded_rows._TURNS", 1)
+    # Sums are looked at twice for overflows, and Triton's language is made the interpreter's anew in each function.
+    options = dataclasses.replace(interpreter_builder.options, sanitize_overflow=False)
+    monkeypatch.setattr(interpreter_builder, "options", options)
+    monkeypatch.setattr(InterpretedFunction, "__call__", call)

@@ -1,0 +1,213 @@
+"""Rows of the compact codec, decoded by kernels in Triton's interpreter and on the CPU, equal the reference's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from logitstore.codec import CutRows, RowFormat, group_rows
+from logitstore.codec.compact import IdCodec, ValueCodec, train_ids, train_values
+from logitstore.device import Decoded, decode_coded
+from logitstore.device.coded_rows import ends_of_books, launch_groups, moved_groups, tables_on
+from logitstore.device.decode import elements_of
+from logitstore.errors import CorruptDataError, LogitStoreError
+from tests.codec.compact.samples import SLOTS
+from tests.kernels.codec.coded_batches import (
+    FORMATS,
+    KINDS,
+    Batch,
+    array_of,
+    chunk_of,
+    codecs,
+    has_both,
+    random_batch,
+)
+
+if TYPE_CHECKING:
+    from logitstore.codec import GroupRows
+    from tests.kernels.codec.coded_batches import Words
+
+each_kind = pytest.mark.parametrize("kind", KINDS)
+everywhere = pytest.mark.parametrize("kernels", [False, True])
+
+
+def elements(tensor: torch.Tensor) -> bytes:
+    return tensor.contiguous().numpy().tobytes()
+
+
+def decode(batch: Batch, *, kernels: bool, flat: bool = False) -> Decoded:
+    offsets = batch.coded.offsets if flat else None
+    return decode_coded(batch.coded, FORMATS[batch.kind], "cpu", codecs=batch.codecs, offsets=offsets, kernels=kernels)
+
+
+@each_kind
+@given(seed=st.integers(0, 1 << 20), parts=st.integers(1, 12), flat=st.booleans())
+@settings(deadline=None, max_examples=25)
+def test_batches_on_the_cpu(kind: str, seed: int, parts: int, flat: bool) -> None:
+    batch = random_batch(kind, seed, parts, most_log2=3)
+    assert elements(decode(batch, kernels=False, flat=flat).check()) == (
+        batch.flat if flat else batch.expected.tobytes()
+    )
+
+
+@pytest.mark.parametrize(("kind", "flat"), [("ids", True), ("values", False), ("counts", True)])
+def test_batches_by_kernels(kind: str, flat: bool) -> None:
+    batch = random_batch(kind, seed=3, parts=40)
+    assert has_both(batch)
+    assert len(batch.codecs) == 2
+    assert elements(decode(batch, kernels=True, flat=flat).check()) == (
+        batch.flat if flat else batch.expected.tobytes()
+    )
+
+
+def test_long_rows_take_several_programs_and_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Columns of many contexts, gaps far apart, a class of many nibbles; and numbers that are no powers of two."""
+    monkeypatch.setattr("logitstore.device.coded_rows._LANES", 2)
+    monkeypatch.setattr("logitstore.device.coded_rows._TURNS", 8)
+    generator = np.random.default_rng(0)
+    ids = np.sort(generator.permuted(np.tile(np.arange(1 << 15, dtype=np.uint32), (3, 1)), axis=1)[:, :19], axis=1)
+    values = generator.normal(-5, 3, ids.shape).astype(np.float16)
+    id_codec = IdCodec(train_ids(ids[:1], vocab_size=1 << 15), 19)
+    for codec, array, form in (
+        (id_codec, ids, RowFormat(1, 3, 19, 1 << 15)),
+        (ValueCodec(train_values(values, max_error=0.01), 19), values, RowFormat(2, 2, 19, 0)),
+    ):
+        chunk = memoryview(chunk_of(codec, array, 0))
+        target = CutRows(3)
+        target.take(codec.cut(chunk, 3, 0, 3, verify=True))
+        found = decode_coded(target.joined(), form, "cpu", codecs=[codec], kernels=True).check()
+        assert elements(found) == codec.decode(chunk, 3, use_reference=True).tobytes()
+
+
+def damaged(words: Words, generator: np.random.Generator) -> Words:
+    """Groups with a bit or a word changed, a word too few, or one too many."""
+    number = int(generator.integers(len(words)))
+    group = words[number].copy()
+    place = int(generator.integers(len(group)))
+    match int(generator.integers(5)):
+        case 0 | 1:
+            group[place] ^= np.uint16(1 << generator.integers(16))
+        case 2:
+            group[place] = generator.integers(1 << 16)
+        case 3:
+            group = np.delete(group, place) if len(group) > 2 else group
+        case _:
+            group = np.insert(group, place, np.uint16(generator.integers(1 << 16)))
+    return [*words[:number], group, *words[number + 1 :]]
+
+
+def outcome(codec: Any, chunk: bytes, rows: int) -> bytes | None:
+    try:
+        return bytes(codec.decode(chunk, rows, use_reference=True).tobytes())
+    except LogitStoreError:
+        return None
+
+
+@each_kind
+def test_crafted_words_mean_the_same_everywhere(kind: str) -> None:
+    """Of all chunks at once; so words that are read from behind a group's end are those of another."""
+    generator, (codec, _), number = np.random.default_rng(1), codecs(kind), 100
+    target, expected = CutRows(3 * number), []
+    for first in range(0, 3 * number, 3):
+        array = array_of(kind, first, 3)
+        chunk = chunk_of(codec, array, int(generator.integers(2)), lambda words: damaged(words, generator))
+        expected.append(outcome(codec, chunk, 3))
+        target[first : first + 3].take(codec.cut(memoryview(chunk), 3, 0, 3, verify=True))
+    assert 10 < sum(rows is None for rows in expected) < number - 5
+    coded = target.joined()
+    for kernels in (False, True):
+        # What lies beside the entries is not touched.
+        form = FORMATS[kind]
+        whole = torch.full((3 * number + 20, SLOTS), 77, dtype=elements_of(form)[1])
+        found = decode_coded(coded, form, "cpu", codecs=[codec], kernels=kernels)
+        if kernels:
+            status = torch.full((3 * number + 20,), 77, dtype=torch.int32)
+            into = Decoded(whole[10:-10], status[10:-10])
+            launch_groups(
+                moved_groups(coded.groups, torch.device("cpu")), [tables_on(codec, torch.device("cpu"))],
+                ends_of_books(coded.groups), into, form,
+            )  # fmt: skip
+            for tensor in (whole, status):
+                assert (tensor[:10] == 77).all()
+                assert (tensor[-10:] == 77).all()
+        for part, rows in enumerate(expected):
+            here = slice(3 * part, 3 * part + 3)
+            assert bool(found.status[here].any()) == (rows is None)
+            assert rows is None or elements(found.entries[here]) == rows
+
+
+@everywhere
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        (group_rows.WORD, 1 << 30), (group_rows.WORDS, 1 << 20), (group_rows.WORDS, 1), (group_rows.ROW, 1 << 20),
+        (group_rows.ROWS, 1 << 20), (group_rows.ROWS, 0), (group_rows.TARGET, 400), (group_rows.TARGET, -400),
+        (group_rows.ANSWERS, 400), (group_rows.BOOK, 2),
+    ],
+)  # fmt: skip
+def test_a_table_that_points_outside_is_refused(kernels: bool, column: int, value: int) -> None:
+    batch = random_batch("ids", 3, 12)
+    batch.coded.groups.table[column, -1] = value  # type: ignore[union-attr]
+    last = batch.coded.groups.table.shape[1] - 1  # type: ignore[union-attr]
+    with pytest.raises(CorruptDataError, match=f"group {last} of"):
+        decode(batch, kernels=kernels)
+
+
+@everywhere
+def test_more_entries_than_room_are_refused(kernels: bool) -> None:
+    batch = random_batch("ids", 3, 12)
+    groups = batch.coded.groups
+    assert groups is not None
+    row = int((groups.counts > 0).argmax())
+    offsets = batch.coded.offsets
+    offsets[1 + int(groups.targets()[row]) :] -= 1
+    form: Any = FORMATS["ids"]
+    with pytest.raises(CorruptDataError, match="outside its words or its rows"):
+        decode_coded(batch.coded, form, "cpu", codecs=batch.codecs, offsets=offsets, kernels=kernels)
+    for count in (SLOTS + 1, ~(SLOTS + 1)):
+        groups.counts[row] = count
+        with pytest.raises(CorruptDataError, match="outside its words or its rows"):
+            decode(batch, kernels=kernels)
+
+
+@everywhere
+def test_the_broken_row_is_named_or_the_one_that_answers_for_its_group(kernels: bool) -> None:
+    """A group whose second row is broken, which is wanted or not."""
+    codec = codecs("ids")[0]
+    chunk = memoryview(chunk_of(codec, array_of("ids", 9, 2), 1))
+    for start, stop, row in ((0, 2, 4), (0, 1, 3), (1, 2, 3)):
+        target = CutRows(6)
+        target[3 : 3 + stop - start].take(codec.cut(chunk, 2, start, stop, verify=True))
+        coded = target.joined()
+        table = coded.groups.table  # type: ignore[union-attr]
+        table[group_rows.WORDS] -= 1
+        with pytest.raises(CorruptDataError, match="does not end where its words do") as caught:
+            decode_coded(coded, FORMATS["ids"], "cpu", codecs=[codec], kernels=kernels).check()
+        assert caught.value.row == row
+
+
+def test_what_goes_along_is_the_groups_of_wanted_rows() -> None:
+    codec = codecs("ids")[0]
+    chunk = memoryview(chunk_of(codec, array_of("ids", 5, 8), 1))
+    part: GroupRows = codec.cut(chunk, 8, 3, 5, verify=True)
+    assert part.table[group_rows.TARGET].tolist() == [-1, 1]
+    assert part.table[group_rows.ANSWERS].tolist() == [0, 1]
+    assert (part.counts >= 0).tolist() == [False, True, True, False]
+    assert part.targets().tolist() == [-1, 0, 1, -1]
+    assert len(part.words) == part.table[group_rows.WORDS].sum() < len(chunk) // 2
+    assert codec.cut(chunk, 8, 5, 5, verify=True).table.shape == (7, 0)
+    target = CutRows(2)
+    target.take(part)
+    # Of the two groups, only one has a row that nothing was read over.
+    target.blank(0, 1)
+    groups = target.joined().groups
+    assert groups is not None
+    assert groups.targets().tolist() == [-1, -1, 1, -1]
+    assert groups.table.shape == (7, 1)
+    target.blank(1, 2)
+    assert target.joined().groups is None
