@@ -27,7 +27,16 @@ if TYPE_CHECKING:
 
     Codec = IdCodec | ValueCodec
 
-__all__ = ["IdTables", "ValueTables", "decode_coded", "ends_of_books", "launch_groups", "moved_groups", "tables_on"]
+__all__ = [
+    "IdTables",
+    "ValueTables",
+    "decode_coded",
+    "ends_of_books",
+    "launch_groups",
+    "moved_groups",
+    "tables_on",
+    "without_entries",
+]
 
 _LONGEST = 1 << 30
 """Slots of a row that the kernels decode: numbers are held there."""
@@ -130,7 +139,7 @@ def decode_coded(
     if rows.bits is not None:
         decoded = decode_rows(rows.bits, format, where, offsets=offsets, kernels=kernels)
     else:
-        decoded = _without_entries(rows.rows, format, where, offsets)
+        decoded = without_entries(rows.rows, format, where, offsets)
     if rows.groups is None:
         return decoded
     if kernels:
@@ -146,9 +155,10 @@ def decode_coded(
     return Decoded(*(part.to(device, non_blocking=True) for part in (decoded.entries, decoded.status | status)))
 
 
-def _without_entries(
-    rows: int, format: RowFormat, device: torch.device, offsets: NDArray[np.int64] | None  # noqa: A002
+def without_entries(
+    rows: int, format: RowFormat, device: torch.device, offsets: NDArray[np.int64] | None = None  # noqa: A002
 ) -> Decoded:  # fmt: skip
+    """Return sound rows whose slots are all unused; arguments as for `decode_coded`."""
     element, stored, unused = elements_of(format)
     shape = (rows, format.slots) if offsets is None else (int(offsets[-1]),)
     entries = torch.full(shape, unused, dtype=stored, device=device).view(element)
@@ -185,11 +195,11 @@ def _moved(array: NDArray[Any], device: torch.device) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array).view(f"i{array.itemsize}")).to(device)
 
 
-def moved_groups(groups: GroupRows, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def moved_groups(groups: GroupRows, device: torch.device) -> tuple[Tensor, ...]:
     """Return words, as int16, table and counts on a device."""
     words, table, counts = groups.words.view(np.int16), np.ascontiguousarray(groups.table), groups.counts
     moved = (torch.from_numpy(array).to(device, non_blocking=True) for array in (words, table, counts))
-    return tuple(moved)  # type: ignore[return-value]
+    return tuple(moved)
 
 
 def ends_of_books(groups: GroupRows) -> list[int]:
@@ -199,7 +209,7 @@ def ends_of_books(groups: GroupRows) -> list[int]:
 
 
 def launch_groups(
-    groups: tuple[Tensor, Tensor, Tensor],
+    groups: tuple[Tensor, ...],
     tables: Sequence[IdTables | ValueTables],
     ends: Sequence[int],
     into: Decoded,

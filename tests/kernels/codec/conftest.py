@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import os
 from typing import Any
 
@@ -32,16 +31,14 @@ def _scans_by_numpy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.fixture(autouse=True)
-def _all_groups_in_one_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter takes as long for many lanes as for one, and half as long if it does two things less."""
-    from triton.runtime.interpreter import InterpretedFunction, interpreter_builder
+def _quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "plain_interpreter" in request.keywords:
+        return
+    from triton.runtime.interpreter import InterpretedFunction
 
     def call(self: InterpretedFunction, *args: Any, **kwargs: Any) -> Any:
         return self.rewrite()(*args, **kwargs)
 
-    monkeypatch.setattr("logitstore.device.coded_rows._LANES", 256)
-    monkeypatch.setattr("logitstore.device.coded_rows._TURNS", 1)
-    # Sums are looked at twice for overflows, and Triton's language is made the interpreter's anew in each function.
-    options = dataclasses.replace(interpreter_builder.options, sanitize_overflow=False)
-    monkeypatch.setattr(interpreter_builder, "options", options)
+    request.getfixturevalue("quick_groups")
+    # Else Triton's language is made the interpreter's anew in each function that a kernel calls.
     monkeypatch.setattr(InterpretedFunction, "__call__", call)

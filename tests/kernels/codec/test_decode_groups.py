@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from logitstore.codec import CutRows, RowFormat, group_rows
 from logitstore.codec.compact import IdCodec, ValueCodec, train_ids, train_values
 from logitstore.device import Decoded, decode_coded
-from logitstore.device.coded_rows import ends_of_books, launch_groups, moved_groups, tables_on
-from logitstore.device.decode import elements_of
+from logitstore.device.coded_rows import ends_of_books, launch_groups, moved_groups, tables_on, without_entries
 from logitstore.errors import CorruptDataError, LogitStoreError
 from tests.codec.compact.samples import SLOTS
 from tests.kernels.codec.coded_batches import (
@@ -65,6 +64,7 @@ def test_batches_by_kernels(kind: str, flat: bool) -> None:
     )
 
 
+@pytest.mark.plain_interpreter
 def test_long_rows_take_several_programs_and_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Columns of many contexts, gaps far apart, a class of many nibbles; and numbers that are no powers of two."""
     monkeypatch.setattr("logitstore.device.coded_rows._LANES", 2)
@@ -108,8 +108,38 @@ def outcome(codec: Any, chunk: bytes, rows: int) -> bytes | None:
         return None
 
 
+@pytest.fixture
+def touchable(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """Tensors outside of which no kernel loads or stores, whether it would notice or not."""
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    tensors: list[torch.Tensor] = []
+
+    def look(pointers: Any, mask: Any) -> None:
+        starts = pointers.data[mask.data]
+        ends = starts + np.uint64(pointers.get_element_ty().primitive_bitwidth // 8)
+        inside = np.zeros(len(starts), np.bool_)
+        for tensor in tensors:
+            inside |= (starts >= tensor.data_ptr()) & (ends <= tensor.data_ptr() + tensor.nbytes)
+        assert inside.all()
+
+    load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
+
+    def checked_load(self: Any, pointers: Any, mask: Any, *given: Any) -> Any:
+        look(pointers, mask)
+        return load(self, pointers, mask, *given)
+
+    def checked_store(self: Any, pointers: Any, value: Any, mask: Any, *given: Any) -> Any:
+        look(pointers, mask)
+        return store(self, pointers, value, mask, *given)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_masked_load", checked_load)
+    monkeypatch.setattr(InterpreterBuilder, "create_masked_store", checked_store)
+    return tensors
+
+
 @each_kind
-def test_crafted_words_mean_the_same_everywhere(kind: str) -> None:
+def test_crafted_words_mean_the_same_everywhere(kind: str, touchable: list[torch.Tensor]) -> None:
     """Of all chunks at once; so words that are read from behind a group's end are those of another."""
     generator, (codec, _), number = np.random.default_rng(1), codecs(kind), 100
     target, expected = CutRows(3 * number), []
@@ -119,22 +149,14 @@ def test_crafted_words_mean_the_same_everywhere(kind: str) -> None:
         expected.append(outcome(codec, chunk, 3))
         target[first : first + 3].take(codec.cut(memoryview(chunk), 3, 0, 3, verify=True))
     assert 10 < sum(rows is None for rows in expected) < number - 5
-    coded = target.joined()
-    for kernels in (False, True):
-        # What lies beside the entries is not touched.
-        form = FORMATS[kind]
-        whole = torch.full((3 * number + 20, SLOTS), 77, dtype=elements_of(form)[1])
-        found = decode_coded(coded, form, "cpu", codecs=[codec], kernels=kernels)
-        if kernels:
-            status = torch.full((3 * number + 20,), 77, dtype=torch.int32)
-            into = Decoded(whole[10:-10], status[10:-10])
-            launch_groups(
-                moved_groups(coded.groups, torch.device("cpu")), [tables_on(codec, torch.device("cpu"))],
-                ends_of_books(coded.groups), into, form,
-            )  # fmt: skip
-            for tensor in (whole, status):
-                assert (tensor[:10] == 77).all()
-                assert (tensor[-10:] == 77).all()
+    coded, form, cpu = target.joined(), FORMATS[kind], torch.device("cpu")
+    assert coded.groups is not None
+    by_kernels = without_entries(3 * number, form, cpu)
+    groups, tables = moved_groups(coded.groups, cpu), tables_on(codec, cpu)
+    touchable += [*by_kernels, *groups, *(tensor for tensor in tables if isinstance(tensor, torch.Tensor))]
+    launch_groups(groups, [tables], ends_of_books(coded.groups), by_kernels, form)
+    on_the_cpu = decode_coded(coded, form, "cpu", codecs=[codec], kernels=False)
+    for found in (by_kernels, on_the_cpu):
         for part, rows in enumerate(expected):
             here = slice(3 * part, 3 * part + 3)
             assert bool(found.status[here].any()) == (rows is None)
@@ -177,18 +199,19 @@ def test_more_entries_than_room_are_refused(kernels: bool) -> None:
 
 @everywhere
 def test_the_broken_row_is_named_or_the_one_that_answers_for_its_group(kernels: bool) -> None:
-    """A group whose second row is broken, which is wanted or not."""
+    """A group that does not end where it should: its second row is broken, which is wanted or not."""
     codec = codecs("ids")[0]
     chunk = memoryview(chunk_of(codec, array_of("ids", 9, 2), 1))
-    for start, stop, row in ((0, 2, 4), (0, 1, 3), (1, 2, 3)):
-        target = CutRows(6)
-        target[3 : 3 + stop - start].take(codec.cut(chunk, 2, start, stop, verify=True))
-        coded = target.joined()
-        table = coded.groups.table  # type: ignore[union-attr]
-        table[group_rows.WORDS] -= 1
-        with pytest.raises(CorruptDataError, match="does not end where its words do") as caught:
-            decode_coded(coded, FORMATS["ids"], "cpu", codecs=[codec], kernels=kernels).check()
-        assert caught.value.row == row
+    target = CutRows(12)
+    for first, start, stop in ((3, 0, 2), (6, 0, 1), (9, 1, 2)):
+        target[first : first + stop - start].take(codec.cut(chunk, 2, start, stop, verify=True))
+    coded = target.joined()
+    coded.groups.table[group_rows.WORDS] -= 1  # type: ignore[union-attr]
+    found = decode_coded(coded, FORMATS["ids"], "cpu", codecs=[codec], kernels=kernels)
+    assert torch.nonzero(found.status).flatten().tolist() == [4, 6, 9]
+    with pytest.raises(CorruptDataError, match="does not end where its words do") as caught:
+        found.check()
+    assert caught.value.row == 4
 
 
 def test_what_goes_along_is_the_groups_of_wanted_rows() -> None:
