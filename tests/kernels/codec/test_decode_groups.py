@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,12 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from logitstore.codec import CutRows, RowFormat, group_rows
-from logitstore.codec.compact import IdCodec, ValueCodec, train_ids, train_values
+from logitstore.codec import CutRows, RowFormat, fast_encode, group_rows
+from logitstore.codec.compact import IdCodec, ValueCodec, reference, train_ids, train_values
+from logitstore.codec.compact.chunk import build_chunk
+from logitstore.codec.compact.symbols import SymbolCode
 from logitstore.device import Decoded, decode_coded
 from logitstore.device.coded_rows import ends_of_books, launch_groups, moved_groups, tables_on, without_entries
 from logitstore.errors import CorruptDataError, LogitStoreError
-from tests.codec.compact.samples import SLOTS
+from tests.codec.compact.samples import SLOTS, VOCABULARY
 from tests.kernels.codec.coded_batches import (
     FORMATS,
     KINDS,
@@ -161,6 +164,60 @@ def test_crafted_words_mean_the_same_everywhere(kind: str, touchable: list[torch
             here = slice(3 * part, 3 * part + 3)
             assert bool(found.status[here].any()) == (rows is None)
             assert rows is None or elements(found.entries[here]) == rows
+
+
+def test_rows_that_break_a_rule_though_their_groups_end_as_they_should() -> None:
+    """One rule each, which the end of a group does not tell as well."""
+    (codec, _), [value_codec, _] = codecs("ids"), codecs("values")
+    # Symbols of 31 raw bits, for any number.
+    any_number = SymbolCode(np.array([31], np.uint32), np.zeros(1, np.uint32), np.array([[1024]], np.uint32))
+    any_gap = dataclasses.replace(any_number, contexts=np.zeros(48, np.uint32))
+    book = dataclasses.replace(codec.decoder.book, class_code=any_number, miss_code=any_number, gap_code=any_gap)
+    nibbles = int(book.first_nibble[1])
+    empty = [(book.nibble_code, context, 0) for context, n in enumerate(book.nibbles[0].tolist()) for _ in range(n)]
+    two = [(code, context, 3 if place == 0 else 0) for place, (code, context, _) in enumerate(empty[:1])]
+    of_class, misses, gap = (any_number, 0, 0), (any_number, 0, 0), any_gap
+    rows: list[tuple[int, Any, bool]] = [
+        (0, [of_class, misses], True),
+        (2, [of_class, misses, *two], True),
+        (1, [of_class, (any_number, 0, 1), (gap, 0, VOCABULARY - 1)], True),
+        (0, [(any_number, 0, book.classes), misses], False),
+        (0, [(any_number, 0, (1 << 31) - 1), misses], False),
+        (0, [of_class, (any_number, 0, 1)], False),
+        (1, [of_class, misses, *two], False),
+        (1, [of_class, misses, *empty], False),
+        (1, [of_class, (any_number, 0, 1), (gap, 0, VOCABULARY)], False),
+        (1, [of_class, (any_number, 0, 1), (gap, 0, (1 << 31) - 1)], False),
+    ]
+    assert nibbles > 1
+    check_rows_of(IdCodec(book, SLOTS), "ids", rows)
+    levels = len(value_codec.decoder.book.levels)
+    distances = dataclasses.replace(any_gap, contexts=np.zeros_like(value_codec.decoder.book.delta_code.contexts))
+    value_book = dataclasses.replace(value_codec.decoder.book, base_code=any_number, delta_code=distances)
+    values: list[tuple[int, Any, bool]] = [
+        (2, [(any_number, 0, 1), (distances, 0, levels - 1), (distances, 0, 0)], True),
+        (1, [(any_number, 0, levels), (distances, 0, 0)], True),
+        (1, [(any_number, 0, levels + 1), (distances, 0, 0)], False),
+        (1, [(any_number, 0, (1 << 31) - 1), (distances, 0, 0)], False),
+        (2, [(any_number, 0, 2), (distances, 0, 0), (distances, 0, levels - 1)], False),
+        (2, [(any_number, 0, 2), (distances, 0, (1 << 31) - 1), (distances, 0, 0)], False),
+    ]
+    check_rows_of(ValueCodec(value_book, SLOTS), "values", values)
+
+
+def check_rows_of(codec: Any, kind: str, rows: list[tuple[int, Any, bool]]) -> None:
+    """Decode rows of so many entries, each in a chunk of its own, out of numbers in codes and contexts."""
+    target = CutRows(len(rows))
+    for row, (count, numbers, sound) in enumerate(rows):
+        coded = [reference.encode_number(*number) for number in numbers]
+        words = reference.encode_group([part for part, _ in coded], [raw for _, raw in coded])  # type: ignore[misc]
+        columns = fast_encode.pack_column(np.array([count])), fast_encode.pack_column(np.array([len(words)]))
+        chunk = build_chunk(codec.decoder.book, (1, SLOTS), 0, *columns, np.array(words, np.uint16), count)
+        assert (outcome(codec, chunk, 1) is not None) == sound
+        target[row : row + 1].take(codec.cut(memoryview(chunk), 1, 0, 1, verify=True))
+    for kernels in (False, True):
+        found = decode_coded(target.joined(), FORMATS[kind], "cpu", codecs=[codec], kernels=kernels)
+        assert (found.status == 0).tolist() == [sound for _, _, sound in rows]
 
 
 @everywhere
