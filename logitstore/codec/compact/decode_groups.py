@@ -35,7 +35,8 @@ def decode_groups(
     slots
         ``K``.
     out
-        ``(P, K)`` of the bits' type, or with offsets flat ``(E,)``. Slots without an entry are left as they are.
+        ``(P, K)`` of the bits' type, or with offsets flat ``(E,)``. Rows that are in no group are left as they are, and
+        so are flat slots without an entry.
     offsets
         ``(P + 1,)``, from 0 on: where the slots of each row begin in ``out``, if it is flat.
 
@@ -52,10 +53,8 @@ def decode_groups(
     """
     rows = len(out) if offsets is None else len(offsets) - 1
     check_groups(groups, rows, slots, offsets)
-    begins = np.arange(rows) * slots if offsets is None else offsets
     counts, targets = np.where(groups.counts < 0, ~groups.counts, groups.counts).astype(np.int64), groups.targets()
     status = np.zeros(rows, np.int32)
-    flat = out.reshape(-1)
     runs = list(_runs(groups.table))
     while runs:
         run = runs.pop()
@@ -71,9 +70,12 @@ def decode_groups(
         found = decoder.decode(data, starts, counts[here], group_log2, 0, decoded)
         if found < 0:
             wanted = targets[here] >= 0
-            used = np.arange(slots) < counts[here][wanted][:, None]
-            places = begins[targets[here][wanted]][:, None] + np.arange(slots)
-            flat[places[used]] = decoded[wanted][used]
+            into = targets[here][wanted]
+            if offsets is None:
+                out[into] = decoded[wanted]
+            else:
+                used = np.arange(slots) < counts[here][wanted][:, None]
+                out[(offsets[into][:, None] + np.arange(slots))[used]] = decoded[wanted][used]
         elif run.stop > run.start + 1:
             # The other groups of the run are sound, or have something wrong of their own.
             runs += [slice(group, group + 1) for group in range(run.start, run.stop)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from logitstore.codec.bit_rows import COUNT, BitRows
 from logitstore.codec.compact import IdCodec, ValueCodec, train_ids, train_values
 from logitstore.codec.compact.chunk import build_chunk, read_header
 from logitstore.codec.compact.groups import group_table
+from logitstore.codec.compact.symbols import SymbolCode, normalise
 from tests.codec.compact.samples import SLOTS, VOCABULARY, counts_of, id_book, rows, value_book
 
 if TYPE_CHECKING:
@@ -34,12 +36,27 @@ FORMATS = {
 
 @cache
 def codecs(kind: str) -> list[Any]:
-    """Codecs of two codebooks."""
+    """Codecs of two codebooks, one as it was trained."""
     if kind == "ids":
-        return [IdCodec(id_book(), SLOTS), IdCodec(train_ids(rows(7, 60)[0], vocab_size=VOCABULARY), SLOTS)]
+        other = train_ids(rows(7, 60)[0], vocab_size=VOCABULARY)
+        return [IdCodec(id_book(), SLOTS), IdCodec(with_tables(other, "gap_code", "nibble_code"), SLOTS)]
     if kind == "values":
-        return [ValueCodec(value_book(name), SLOTS) for name in ("max_kl", "lossless")]
-    return [ValueCodec(value_book("counts"), SLOTS), ValueCodec(train_values(counts_of(rows(7, 60)[1])), SLOTS)]
+        books = value_book("max_kl"), value_book("max_error")
+    else:
+        books = value_book("counts"), train_values(counts_of(rows(7, 60)[1]))
+    return [ValueCodec(books[0], SLOTS), ValueCodec(with_tables(books[1], "delta_code"), SLOTS)]
+
+
+def with_tables(book: Any, *names: str) -> Any:
+    """Return the book with another table in each context of some codes, so that none is like another."""
+    generator = np.random.default_rng(0)
+    codes = {}
+    for name in names:
+        code: SymbolCode = getattr(book, name)
+        count, symbols = len(code.contexts), len(code.widths)
+        tables = [normalise(generator.random(symbols) ** 4, np.ones(symbols, np.bool_)) for _ in range(min(count, 256))]
+        codes[name] = SymbolCode(code.widths, np.arange(count, dtype=np.uint32) % len(tables), np.stack(tables))
+    return dataclasses.replace(book, **codes)
 
 
 def array_of(kind: str, seed: int, number: int) -> NDArray[Any]:

@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+import triton
+import triton.language as tl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitstore.codec import CutRows, RowFormat, fast_encode, group_rows
 from logitstore.codec.compact import IdCodec, ValueCodec, reference, train_ids, train_values
 from logitstore.codec.compact.chunk import build_chunk
+from logitstore.codec.compact.codebook import gap_context
 from logitstore.codec.compact.symbols import SymbolCode
-from logitstore.device import Decoded, decode_coded
+from logitstore.device import Decoded, decode_coded, group_kernels
 from logitstore.device.coded_rows import ends_of_books, launch_groups, moved_groups, tables_on, without_entries
 from logitstore.errors import CorruptDataError, LogitStoreError
 from tests.codec.compact.samples import SLOTS, VOCABULARY
@@ -29,6 +32,7 @@ from tests.kernels.codec.coded_batches import (
     codecs,
     has_both,
     random_batch,
+    with_tables,
 )
 
 if TYPE_CHECKING:
@@ -46,6 +50,22 @@ def elements(tensor: torch.Tensor) -> bytes:
 def decode(batch: Batch, *, kernels: bool, flat: bool = False) -> Decoded:
     offsets = batch.coded.offsets if flat else None
     return decode_coded(batch.coded, FORMATS[batch.kind], "cpu", codecs=batch.codecs, offsets=offsets, kernels=kernels)
+
+
+@triton.jit
+def contexts_of_gaps(left, rank, out, LANES: tl.constexpr):  # type: ignore[no-untyped-def]
+    lanes = tl.arange(0, LANES)
+    tl.store(out + lanes, group_kernels._gap_context(tl.load(left + lanes), tl.load(rank + lanes)))
+
+
+def test_contexts_of_gaps() -> None:
+    """Of all sizes there are: rows so long would take the interpreter too long."""
+    lefts = [1, 2, 3, 4, 7, 8, 15, 16, 31, 32, 63, 64, 127, 128, 255, 600]
+    ranks = [(1 << bits) + more for bits in range(21) for more in (-1, 0, 1)] + [1 << 26]
+    pairs = torch.cartesian_prod(torch.tensor(lefts), torch.tensor(ranks)).int()
+    out = torch.empty(len(pairs), dtype=torch.int32)
+    contexts_of_gaps[(1,)](*pairs.T.contiguous(), out, LANES=len(pairs))
+    assert out.tolist() == [gap_context(left, rank) for left, rank in pairs.tolist()]
 
 
 @each_kind
@@ -76,10 +96,11 @@ def test_long_rows_take_several_programs_and_turns(monkeypatch: pytest.MonkeyPat
     generator = np.random.default_rng(0)
     ids = np.sort(generator.permuted(np.tile(np.arange(1 << 15, dtype=np.uint32), (3, 1)), axis=1)[:, :13], axis=1)
     values = generator.normal(-5, 3, ids.shape).astype(np.float16)
-    id_codec = IdCodec(train_ids(ids[:1], vocab_size=1 << 15), 13)
+    id_codec = IdCodec(with_tables(train_ids(ids[:1], vocab_size=1 << 15), "gap_code", "nibble_code"), 13)
+    value_codec = ValueCodec(with_tables(train_values(values, max_error=0.01), "delta_code"), 13)
     for codec, array, form in (
         (id_codec, ids, RowFormat(1, 3, 13, 1 << 15)),
-        (ValueCodec(train_values(values, max_error=0.01), 13), values, RowFormat(2, 2, 13, 0)),
+        (value_codec, values, RowFormat(2, 2, 13, 0)),
     ):
         chunk = memoryview(chunk_of(codec, array, 0))
         target = CutRows(3)
@@ -174,8 +195,8 @@ def test_crafted_words_mean_the_same_everywhere(kind: str, touchable: list[torch
 def test_rows_that_break_a_rule_though_their_groups_end_as_they_should() -> None:
     """One rule each, which the end of a group does not tell as well."""
     (codec, _), [value_codec, _] = codecs("ids"), codecs("values")
-    # Symbols of 31 raw bits, for any number.
-    any_number = SymbolCode(np.array([31], np.uint32), np.zeros(1, np.uint32), np.array([[1024]], np.uint32))
+    # Two symbols of 31 raw bits, for any number of 32.
+    any_number = SymbolCode(np.full(2, 31, np.uint32), np.zeros(1, np.uint32), np.array([[512, 512]], np.uint32))
     any_gap = dataclasses.replace(any_number, contexts=np.zeros(48, np.uint32))
     book = dataclasses.replace(codec.decoder.book, class_code=any_number, miss_code=any_number, gap_code=any_gap)
     nibbles = int(book.first_nibble[1])
@@ -187,12 +208,14 @@ def test_rows_that_break_a_rule_though_their_groups_end_as_they_should() -> None
         (2, [of_class, misses, *two], True),
         (1, [of_class, (any_number, 0, 1), (gap, 0, VOCABULARY - 1)], True),
         (0, [(any_number, 0, book.classes), misses], False),
-        (0, [(any_number, 0, (1 << 31) - 1), misses], False),
+        (0, [(any_number, 0, 1 << 31), misses], False),
+        (0, [of_class, (any_number, 0, (1 << 32) - 1)], False),
         (0, [of_class, (any_number, 0, 1)], False),
         (1, [of_class, misses, *two], False),
         (1, [of_class, misses, *empty], False),
         (1, [of_class, (any_number, 0, 1), (gap, 0, VOCABULARY)], False),
-        (1, [of_class, (any_number, 0, 1), (gap, 0, (1 << 31) - 1)], False),
+        (1, [of_class, (any_number, 0, 1), (gap, 0, (1 << 32) - 1)], False),
+        (2, [of_class, (any_number, 0, 2), (gap, 0, 5), (gap, 0, (1 << 31) - 1)], False),
     ]
     assert nibbles > 1
     check_rows_of(IdCodec(book, SLOTS), "ids", rows)
@@ -203,9 +226,10 @@ def test_rows_that_break_a_rule_though_their_groups_end_as_they_should() -> None
         (2, [(any_number, 0, 1), (distances, 0, levels - 1), (distances, 0, 0)], True),
         (1, [(any_number, 0, levels), (distances, 0, 0)], True),
         (1, [(any_number, 0, levels + 1), (distances, 0, 0)], False),
-        (1, [(any_number, 0, (1 << 31) - 1), (distances, 0, 0)], False),
+        (1, [(any_number, 0, (1 << 32) - 1), (distances, 0, 0)], False),
         (2, [(any_number, 0, 2), (distances, 0, 0), (distances, 0, levels - 1)], False),
         (2, [(any_number, 0, 2), (distances, 0, (1 << 31) - 1), (distances, 0, 0)], False),
+        (2, [(any_number, 0, 2), (distances, 0, (1 << 32) - 1), (distances, 0, 0)], False),
     ]
     check_rows_of(ValueCodec(value_book, SLOTS), "values", values)
 
