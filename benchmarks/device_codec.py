@@ -8,13 +8,19 @@ How fast a device decodes and encodes, ``logitstore bench --device cuda --only d
 from __future__ import annotations
 
 import statistics
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
 from harness import in_turns, median_ratio, show, use_one_core
 
 from logitstore.codec import ChunkDecoder, encode
+from logitstore.codec.compact import IdCodec, ValueCodec, train_ids, train_values
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_TRAINED = 512
 
 
 @click.command(help=__doc__.splitlines()[0])
@@ -33,10 +39,8 @@ def main(rows: int, vocab_size: int, rounds: int) -> None:
             logits = profile + generator.normal(0, 2, vocab_size).astype(np.float32)
             ids[row] = np.sort(np.argpartition(logits, -k)[-k:])
             values[row] = logits[ids[row]] - 15
-        for kind, array, bound in (("ids", ids, vocab_size), ("values", values, 0)):
-            chunk = memoryview(encode(array, kind, vocab_size=bound))
-            decoder = ChunkDecoder(kind, array.dtype, k, bound)
-            out = np.empty_like(array)
+        for codec, kind, chunk, decoder in (*_exact(ids, values, vocab_size), *_compact(ids, values, vocab_size)):
+            out = np.empty_like(ids if kind == "ids" else values)
             seconds = in_turns(
                 {
                     "decode": lambda c=chunk, d=decoder, o=out: d.decode_into(c, rows, 0, o, verify=True),
@@ -46,8 +50,44 @@ def main(rows: int, vocab_size: int, rounds: int) -> None:
             )
             micro = {name: 1e6 * statistics.median(times) / rows for name, times in seconds.items()}
             ratio = median_ratio(seconds["decode"], seconds["cut"])
-            host.append({"k": k, "what": kind, "decode µs/row": micro["decode"], "cut": micro["cut"], "ratio": ratio})
+            host.append(
+                {
+                    "codec": codec,
+                    "k": k,
+                    "what": kind,
+                    "decode µs/row": micro["decode"],
+                    "cut": micro["cut"],
+                    "ratio": ratio,
+                }
+            )
     show("a loader's work on one core: decode, or cut for a device", host)
+
+
+Coded = tuple[str, str, memoryview, Any]
+
+
+def _exact(ids: NDArray[np.uint32], values: NDArray[np.float16], vocab_size: int) -> list[Coded]:
+    """Return name, kind, chunk and decoder of both arrays."""
+    return [
+        (
+            "exact", kind, memoryview(encode(array, kind, vocab_size=bound)),
+            ChunkDecoder(kind, array.dtype, array.shape[1], bound),
+        )
+        for kind, array, bound in (("ids", ids, vocab_size), ("values", values, 0))
+    ]  # fmt: skip
+
+
+def _compact(ids: NDArray[np.uint32], values: NDArray[np.float16], vocab_size: int) -> list[Coded]:
+    """Return the same, with codebooks that were trained on some of the rows."""
+    K = ids.shape[1]
+    id_codec = IdCodec(train_ids(ids[:_TRAINED], vocab_size=vocab_size), K)
+    arranged = id_codec.arrange(ids)
+    ordered = arranged.take(values)
+    value_codec = ValueCodec(train_values(ordered[:_TRAINED], max_kl=2.7e-4), K)
+    return [
+        ("compact", "ids", memoryview(id_codec.encode(arranged)), id_codec),
+        ("compact", "values", memoryview(value_codec.encode(ordered)), value_codec),
+    ]
 
 
 if __name__ == "__main__":

@@ -126,6 +126,18 @@ def use_codebooks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(book_choice.BookChooser, "_row_bytes", row_bytes)
 
 
+def use_codebooks_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every other set has new codebooks, and those between have none: their chunks are of the exact codec."""
+    measure = book_choice.BookChooser._row_bytes
+
+    def row_bytes(self: Any, codecs: Any, rows: Any) -> float:
+        if self._boundary // self._record.retrain_rows % 2:
+            return 1.0 if codecs is None else 1e6
+        return 1e9 if codecs is None else measure(self, codecs, rows)
+
+    monkeypatch.setattr(book_choice.BookChooser, "_row_bytes", row_bytes)
+
+
 @pytest.fixture
 def codebooks_always(monkeypatch: pytest.MonkeyPatch) -> None:
     use_codebooks(monkeypatch)

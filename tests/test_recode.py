@@ -131,12 +131,6 @@ def test_batches_of_a_training_loop(source: Path, tmp_path: Path) -> None:
         assert one["tokens"].equal(other["tokens"])
 
 
-def test_a_device_does_not_decode_them(source: Path, tmp_path: Path) -> None:
-    recode(source, tmp_path / "compact", codec=CodecRecord.compact(**SMALL))
-    with pytest.raises(InvalidArgumentError, match="compact codec"):
-        list(BatchStream(tmp_path / "compact", 2, decode="device", prefetch=0))
-
-
 class TestWebDataset:
     @pytest.fixture
     def tars(self, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -1,16 +1,22 @@
-"""The exact codec where its entries lie, against the CPU's on one thread."""
+"""The codecs where their entries lie, against the CPU's on one thread."""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+import numpy as np
+import torch
+
+from logitstore import layout
 from logitstore.bench.measure import Case, Contender, Goal
 from logitstore.bench.random_data import kept_sets, random_labels, random_logits
 from logitstore.bench.switch import without_kernels
-from logitstore.codec import ChunkDecoder
+from logitstore.codec import ChunkDecoder, CutRows, RowFormat
+from logitstore.codec.compact import IdCodec, ValueCodec, train_ids, train_values
 from logitstore.container.fields import row_fields
-from logitstore.device import decode_rows, encode_chunks
+from logitstore.device import decode_coded, decode_rows, encode_chunks
+from logitstore.device.coded_rows import ends_of_books, launch_groups, moved_groups, tables_on, without_entries
 from logitstore.device.decode import launch, moved_rows
 from logitstore.kernels import use_kernels
 from logitstore.select import select_rows
@@ -18,13 +24,17 @@ from logitstore.select import select_rows
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    import torch
-
     from logitstore.bench.measure import Setting
+    from logitstore.device import Decoded
+    from logitstore.device.coded_rows import IdTables, ValueTables
     from logitstore.select import Selection
 
-__all__ = ["decode_cases", "encode_cases"]
+__all__ = ["compact_cases", "decode_cases", "encode_cases"]
 
+_TRAINED, _ENCODED = 256, 512
+"""Rows that codebooks are trained on, and that are encoded; more than these are the same ones again."""
+_MAX_KL = 2.7e-4
+"""As in ``benchmarks/compact.py``: what DistillKit loses."""
 
 _STORED = {"ids": "u4", "values": "f2"}
 
@@ -70,6 +80,60 @@ def decode_cases(setting: Setting) -> Iterator[Case]:
         yield _decode_case(f"decode, {name}", _kept(setting, selection), setting.device)
 
 
+def compact_cases(setting: Setting) -> Iterator[Case]:
+    """Yield the same of the compact codec, of rows that are alike, as a teacher's are: a codebook is of use."""
+    for name, selection in kept_sets(setting.sizes):
+        ids, values = (array.entries.cpu() for array in _kept(setting, selection, alike=True))
+        yield _compact_case(f"decode compact, {name}", ids, values.half(), setting)
+
+
+def _compact_case(name: str, ids: torch.Tensor, values: torch.Tensor, setting: Setting) -> Case:
+    sizes, device, _ = setting
+    kernels = use_kernels(torch.empty(1, dtype=torch.float16, device=device))
+    some = ids[:_ENCODED].numpy().view(np.uint32)
+    K = some.shape[1]
+    id_codec = IdCodec(train_ids(some[:_TRAINED], vocab_size=sizes.vocab_size), K)
+    arranged = id_codec.arrange(some)
+    ordered = arranged.take(values[:_ENCODED].numpy())
+    value_codec = ValueCodec(train_values(ordered[:_TRAINED], max_kl=_MAX_KL), K)
+    on_device: list[Callable[[], object]] = []
+    on_host: list[Callable[[], object]] = []
+    moved = 0
+    for codec, chunk, row_format in (
+        (id_codec, id_codec.encode(arranged), RowFormat(layout.KIND_IDS, layout.DTYPE_UINT32, K, sizes.vocab_size)),
+        (value_codec, value_codec.encode(ordered), RowFormat(layout.KIND_VALUES, layout.DTYPE_FLOAT16, K, 0)),
+    ):
+        rows = CutRows(len(ids))
+        for first in range(0, len(ids), len(some)):
+            part = min(len(some), len(ids) - first)
+            rows[first : first + part].take(codec.cut(memoryview(chunk), len(some), 0, part, verify=True))
+        coded = rows.joined()
+        assert coded.groups is not None
+        on_host.append(partial(decode_coded, coded, row_format, "cpu", codecs=[codec], kernels=False))
+        moved += sum(array.nbytes for array in coded.groups) + ids.numel() * row_format.bits_dtype.itemsize
+        if kernels:
+            groups, tables = moved_groups(coded.groups, device), [tables_on(codec, device)]
+            on_device.append(partial(_launch, groups, tables, ends_of_books(coded.groups), len(ids), row_format))
+        else:
+            on_device.append(partial(decode_coded, coded, row_format, device, codecs=[codec], kernels=False))
+    return Case(
+        name,
+        "one read of the coded rows and one write of the entries",
+        [Contender("logitstore", _all(on_device)), Contender("logitstore, CPU, one thread", _all(on_host))],
+        bytes=moved,
+        entries=ids.numel(),
+    )
+
+
+def _launch(
+    groups: tuple[torch.Tensor, ...], tables: list[IdTables | ValueTables], ends: list[int], rows: int,
+    row_format: RowFormat,
+) -> Decoded:  # fmt: skip
+    into = without_entries(rows, row_format, groups[0].device)
+    launch_groups(groups, tables, ends, into, row_format)
+    return into
+
+
 def _decode_case(name: str, arrays: list[_Array], device: torch.device) -> Case:
     kernels = use_kernels(arrays[0].entries.half())
     on_device: list[Callable[[], object]] = []
@@ -97,9 +161,13 @@ def _decode_case(name: str, arrays: list[_Array], device: torch.device) -> Case:
     )
 
 
-def _kept(setting: Setting, selection: Selection) -> list[_Array]:
+def _kept(setting: Setting, selection: Selection, *, alike: bool = False) -> list[_Array]:
+    """Return what is kept of random logits, to which the same are added in all rows if they are to be alike."""
     sizes, device, _ = setting
-    kept = select_rows(random_logits(sizes, device), selection, random_labels(sizes, device))
+    logits = random_logits(sizes, device)
+    if alike:
+        logits += random_logits(sizes, device, rows=1, seed=1)
+    kept = select_rows(logits, selection, random_labels(sizes, device))
     K = kept.ids.shape[1]
     fields = row_fields(
         slots=K, vocab_size=sizes.vocab_size, values="logprob", counts=False, temperatures=0, rows_per_shard=1 << 20

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from logitstore.bench.capture import capture_cases
-from logitstore.bench.codec_cases import decode_cases, encode_cases
+from logitstore.bench.codec_cases import compact_cases, decode_cases, encode_cases
 from logitstore.bench.kernel_cases import fused_cases, loss_cases, select_cases
 from logitstore.bench.measure import Clock, DeviceBench, Setting, copy_speed, measure
 from logitstore.bench.sizes import FULL, Sizes
@@ -31,6 +31,7 @@ GROUPS: dict[str, Callable[[Setting], Iterator[Case]]] = {
     "select": select_cases,
     "encode": encode_cases,
     "decode": decode_cases,
+    "decode-compact": compact_cases,
     "loss": loss_cases,
     "fused-loss": fused_cases,
     "capture": capture_cases,

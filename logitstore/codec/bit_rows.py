@@ -14,6 +14,7 @@ from logitstore import layout
 from logitstore.codec.fast_chunk import write_keys
 from logitstore.codec.fast_decode import ids_from_gaps, row_table
 from logitstore.codec.fast_rows import BROKEN, ONES, SPARE, decode_residuals
+from logitstore.codec.group_rows import BROKEN as BROKEN_IN_GROUPS
 from logitstore.codec.header import DTYPE_BITS
 from logitstore.codec.kernels import kernel
 from logitstore.codec.transform import BITS_DTYPE, UNUSED
@@ -33,7 +34,6 @@ __all__ = [
     "META",
     "WORD",
     "BitRows",
-    "CutRows",
     "RowFormat",
     "broken_row",
     "check_rows",
@@ -164,49 +164,6 @@ class BitRows(NamedTuple):
         return offsets
 
 
-class CutRows:
-    """Stands for an array of rows that rows are read into, where they are not to be decoded: coded ones are kept.
-
-    Attributes
-    ----------
-    parts
-        First row and rows of all that was read, in that order: what comes later counts.
-
-    Examples
-    --------
-    >>> target = CutRows(8)
-    >>> target[2:5].take(BitRows(np.zeros(2, np.uint32), np.zeros((5, 3), np.uint32)))
-    >>> target.joined().table.shape
-    (5, 8)
-    """
-
-    def __init__(self, rows: int) -> None:
-        self.parts: list[tuple[int, BitRows]] = []
-        self._first = 0
-        self._rows = rows
-
-    def __len__(self) -> int:
-        return self._rows
-
-    def __getitem__(self, rows: slice) -> CutRows:
-        start, stop, _ = rows.indices(self._rows)
-        view = CutRows(max(0, stop - start))
-        view.parts, view._first = self.parts, self._first + start
-        return view
-
-    def blank(self, start: int, stop: int) -> None:
-        """Make rows ``start:stop`` ones without entries."""
-        self[start:stop].take(BitRows.laid_out([], stop - start))
-
-    def take(self, rows: BitRows) -> None:
-        """Keep coded rows, as many as these are."""
-        self.parts.append((self._first, rows))
-
-    def joined(self) -> BitRows:
-        """Return all rows; those that were never read have no entries."""
-        return BitRows.laid_out(self.parts, self._rows)
-
-
 def check_rows(rows: BitRows, format: RowFormat, offsets: NDArray[np.int64] | None) -> None:  # noqa: A002
     """Check that every row lies in the words and fits its room, so that nothing outside of them is touched.
 
@@ -230,11 +187,15 @@ def check_rows(rows: BitRows, format: RowFormat, offsets: NDArray[np.int64] | No
 
 
 def broken_row(status: NDArray[Any]) -> tuple[int, str] | None:
-    """Return the first row whose status is not 0, and what is wrong with it; None if all are sound."""
+    """Return the first row whose status is not 0, and what is wrong with it; None if all are sound.
+
+    A status is a key of `fast_rows.BROKEN`, or eight times one of `group_rows.BROKEN`.
+    """
     if not status.any():
         return None
     row = int((status != 0).argmax())
-    return row, BROKEN[int(status[row])]
+    found = int(status[row])
+    return row, BROKEN[found] if found < 8 else BROKEN_IN_GROUPS[found // 8]
 
 
 def decode_bits(

@@ -56,22 +56,31 @@ class StoreBooks:
 
     def codec(self, field: Field, chunk: memoryview) -> IdCodec | ValueCodec:
         """See `BookSource`."""
-        key = field.name, bytes(chunk[_DIGEST])
+        digest = bytes(chunk[_DIGEST])
+        if (field.name, digest) not in self._records:
+            read_header(chunk)  # a broken chunk is no reason to speak of codebooks
+        return self.codec_of(field, digest)
+
+    def codec_of(self, field: Field, digest: bytes) -> IdCodec | ValueCodec:
+        """Return what decodes chunks of a field that name this codebook.
+
+        Raises
+        ------
+        CorruptDataError
+            The manifest gives no such codebook for the field, or it is broken.
+        """
+        key = field.name, digest
         codec = self._codecs.get(key)
         if codec is None:
+            if key not in self._records:
+                raise CorruptDataError(
+                    f"the chunk was coded with codebook {digest.hex()}, which is not one that the manifest gives for "
+                    f"{field.name}"
+                )
             with self._lock:
-                codec = self._codecs.get(key) or self._load(field, key, chunk)
+                codec = self._codecs.get(key) or _codec_of(self.book(field.name, self._records[key]), field)
                 self._codecs[key] = codec
         return codec
-
-    def _load(self, field: Field, key: tuple[str, bytes], chunk: memoryview) -> IdCodec | ValueCodec:
-        if key not in self._records:
-            read_header(chunk)  # a broken chunk is no reason to speak of codebooks
-            raise CorruptDataError(
-                f"the chunk was coded with codebook {key[1].hex()}, which is not one that the manifest gives for "
-                f"{field.name}"
-            )
-        return _codec_of(self.book(field.name, self._records[key]), field)
 
     def book(self, array: str, file: FileRecord) -> Codebook:
         """Read a codebook and check that it is the one the manifest speaks of, and of the array's kind.

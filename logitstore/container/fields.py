@@ -12,7 +12,6 @@ import numpy as np
 
 from logitstore import layout
 from logitstore.codec import ChunkDecoder, CutRows, encode
-from logitstore.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -135,19 +134,16 @@ class Field:
         `CutRows` get rows of slots as they are coded.
         """
         rows = self.chunk_rows if rows is None else rows
+        books = self.books if data[:3] == layout.COMPACT_MAGIC[:3] else None
         if isinstance(out, CutRows):
-            if self.codec != "exact":
-                raise InvalidArgumentError(
-                    f"{self.name} of this store is coded by the {self.codec} codec, which is not decoded on a device: "
-                    "let the host decode it"
-                )
-            out.take(self._decoder.cut(data, rows, start, start + len(out), verify=verify))
+            decoder = self._decoder if books is None else books.codec(self, data)
+            out.take(decoder.cut(data, rows, start, start + len(out), verify=verify))
             return
         if self.kind == "raw":
             # Length was checked against the chunk shape by the caller; crc32c follows the elements.
             out[...] = np.frombuffer(data, self.dtype, rows)[start : start + len(out)]
-        elif self.books is not None and data[:3] == layout.COMPACT_MAGIC[:3]:
-            self.books.codec(self, data).decode_into(data, rows, start, out, verify=verify)
+        elif books is not None:
+            books.codec(self, data).decode_into(data, rows, start, out, verify=verify)
         elif self.kind == "flat":
             width = self.columns or 1
             flat = out if self.columns is None else out.reshape(-1)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from logitstore.codec import RowFormat
 
-__all__ = ["Decoded", "decode_rows", "launch", "moved_rows", "runs_on", "tile_of"]
+__all__ = ["Decoded", "decode_rows", "elements_of", "launch", "moved_rows", "runs_on", "tile_of"]
 
 _LONGEST = (1 << 31) - (1 << 12)
 """Bits and slots of a row that the kernels decode: positions in it, and a tile behind its end, are 32 bits."""
@@ -42,7 +42,7 @@ class Decoded(NamedTuple):
     entries
         ``(P, K)`` or ``(E,)``, of the field's type; ids are int32, with -1 in unused slots.
     status
-        ``(P,)`` int32 on the same device: 0 for a sound row.
+        ``(P,)`` int32 on the same device: 0 for a sound row, else see `broken_row`.
     """
 
     entries: Tensor
@@ -123,11 +123,21 @@ def decode_rows(
         bits = np.empty(shape, format.bits_dtype)
         status = decode_bits(rows, format, bits, offsets)
         entries = torch.from_numpy(bits.view(f"i{bits.itemsize}") if bits.itemsize > 1 else bits)
-        moved = entries.view(_ELEMENTS[format.dtype]).to(device, non_blocking=True)
+        moved = entries.view(elements_of(format)[0]).to(device, non_blocking=True)
         return Decoded(moved, torch.from_numpy(status).to(device, non_blocking=True))
     check_rows(rows, format, offsets)
     moved_offsets = None if offsets is None else torch.from_numpy(offsets).to(device, non_blocking=True)
     return launch(*moved_rows(rows, device), format, shape, rows.most_blocks, moved_offsets)
+
+
+def elements_of(format: RowFormat) -> tuple[torch.dtype, torch.dtype, int]:  # noqa: A002
+    """Return the type of elements, the one that their bits are stored as, and an unused slot's bits as that."""
+    element = _ELEMENTS[format.dtype]
+    stored = _STORED_AS.get(element, element)
+    unused = format.unused
+    if unused >= _HIDDEN_AS_SIGNED.get(stored, 1 << 32):
+        unused -= 2 * _HIDDEN_AS_SIGNED[stored]
+    return element, stored, unused
 
 
 def tile_of(slots: int) -> tuple[int, int]:
@@ -161,16 +171,13 @@ def launch(
     device = words.device
     stride = max(1, blocks)
     status = torch.empty(count, dtype=torch.int32, device=device)
-    out = torch.empty(shape, dtype=_ELEMENTS[format.dtype], device=device)
+    element, stored, unused = elements_of(format)
+    out = torch.empty(shape, dtype=element, device=device)
     if not count:
         return Decoded(out, status)
     places = torch.empty((count, stride), dtype=torch.int64, device=device)
     quotients = torch.empty(count, dtype=torch.int32, device=device)
     tile, warps = tile_of(format.slots)
-    stored = _STORED_AS.get(out.dtype, out.dtype)
-    unused = format.unused
-    if unused >= _HIDDEN_AS_SIGNED.get(stored, 1 << 32):
-        unused -= 2 * _HIDDEN_AS_SIGNED[stored]
     with torch.cuda.device_of(words):
         block_places[(count,)](words, table, places, quotients, status, count, stride, TILE=min(tile, 256), num_warps=1)
         entries_of_rows[(count,)](

@@ -78,7 +78,7 @@ def _later(a, b):
 
 
 @triton.jit
-def _element(key, shift, BITS: tl.constexpr, IS_FLOAT: tl.constexpr):
+def element_of_key(key, shift, BITS: tl.constexpr, IS_FLOAT: tl.constexpr):
     """Return the bits of the element that has a key, as `transform.bits_from_keys`; both uint32."""
     if IS_FLOAT:
         half = tl.full((), 1, tl.uint32) << (BITS - 1 - shift).to(tl.uint32)
@@ -144,7 +144,7 @@ def entries_of_rows(
         else:
             key = base + residual
             bad = tl.where(is_entry & ((key > largest) | (key < residual)) & (bad == 0), 4, bad)
-            tl.store(target + entry, _element(key, shift, BITS, IS_FLOAT).to(out.dtype.element_ty), mask=is_entry)
+            tl.store(target + entry, element_of_key(key, shift, BITS, IS_FLOAT).to(out.dtype.element_ty), mask=is_entry)
         entries += tl.sum(one.to(tl.int32), 0)
         latest = tl.maximum(latest, tl.max(tl.where(one, bit, -1), 0))
     worst = tl.max(bad, 0)
@@ -159,7 +159,7 @@ def entries_of_rows(
         if IS_IDS:
             element = slot
         else:
-            element = (_element(base, shift, BITS, IS_FLOAT) + slot.to(tl.uint32) * 0).to(tl.int32, bitcast=True)
+            element = (element_of_key(base, shift, BITS, IS_FLOAT) + slot.to(tl.uint32) * 0).to(tl.int32, bitcast=True)
         element = tl.where(slot < plain, element, UNUSED)
         tl.store(target + slot, element.to(out.dtype.element_ty), mask=slot < room)
     if IS_IDS:

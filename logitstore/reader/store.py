@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from logitstore.codec import RowFormat
-    from logitstore.codec.compact import Codebook
+    from logitstore.codec.compact import Codebook, IdCodec, ValueCodec
     from logitstore.container.codec_record import CodebookSet
     from logitstore.container.files import StoreFiles
     from logitstore.reader.row_files import RowFiles
@@ -120,7 +120,7 @@ class Store:
             raise TruncatedDataError(f"the build of this store was not finished{_how_far(files)}", path=self.path)
         self._files = files
         self._tables = TableFiles(files, self.manifest)
-        books = books_of(files, self.manifest)
+        self._books = books = books_of(files, self.manifest)
         self.fields = self.manifest.fields_with(books)
         self._row_fields = {
             "values" if field.name in ("logprobs", "logits") else field.name: field for field in self.fields
@@ -323,6 +323,21 @@ class Store:
         """Return what rows of ``ids``, ``values`` or ``counts`` hold that `read_into` cuts."""
         self._require_fields([name])
         return self._row_fields[name].row_format
+
+    def codec_of(self, name: str, digest: bytes) -> IdCodec | ValueCodec:
+        """Return what decodes rows of ``ids``, ``values`` or ``counts`` that `read_into` cuts, by their codebook.
+
+        Raises
+        ------
+        CorruptDataError
+            The manifest gives no such codebook, or it is missing or broken.
+        """
+        self._require_fields([name])
+        if self._books is None:
+            raise CorruptDataError(
+                f"rows of {name} were coded with codebook {digest.hex()}, the store has none", path=self.path
+            )
+        return self._books.codec_of(self._row_fields[name], digest)
 
     def _require_fields(self, names: Iterable[str]) -> None:
         if unknown := set(names) - set(self._row_fields):

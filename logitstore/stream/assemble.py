@@ -9,7 +9,7 @@ import numpy as np
 
 from logitstore.codec import CutRows
 from logitstore.reader import Rows
-from logitstore.stream.batch_fields import IGNORED, PADDING, SLOTTED, TORCH_TYPES, coded_names
+from logitstore.stream.batch_fields import IGNORED, PADDING, SLOTTED, TORCH_TYPES, bit_names, group_names
 from logitstore.stream.piece_reader import PieceReader
 from logitstore.stream.tensors import tensor_of
 from logitstore.stream.wanted import Wanted
@@ -144,10 +144,14 @@ class Assembler:
 
 
 def _coded_arrays(cut: dict[str, CutRows]) -> Arrays:
-    """Return words and table of each field that stays coded, as `device_batch.decoded` takes them."""
+    """Return the parts of each field that stays coded, as `device_batch.decoded` takes them, with signed types."""
     arrays: Arrays = {}
     for name, target in cut.items():
-        arrays |= dict(zip(coded_names(name), (array.view(np.int32) for array in target.joined()), strict=True))
+        _, bits, groups = target.joined()
+        if bits is not None:
+            arrays |= dict(zip(bit_names(name), (array.view(np.int32) for array in bits), strict=True))
+        if groups is not None:
+            arrays |= dict(zip(group_names(name), groups._replace(words=groups.words.view(np.int16)), strict=True))
     return arrays
 
 

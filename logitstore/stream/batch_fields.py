@@ -9,7 +9,7 @@ import torch
 
 from logitstore import layout
 
-__all__ = ["IGNORED", "PADDING", "SLOTTED", "TORCH_TYPES", "coded_names", "values_name"]
+__all__ = ["IGNORED", "PADDING", "SLOTTED", "TORCH_TYPES", "bit_names", "group_names", "values_name"]
 
 IGNORED: Final = -100
 """The label of a row that is no training target, as ``torch.nn.functional.cross_entropy`` takes it."""
@@ -38,9 +38,14 @@ SLOTTED: Final = ("ids", "values", "counts")
 """Fields with an entry per slot. They share one order."""
 
 
-def coded_names(field: str) -> tuple[str, str]:
-    """Return what a batch calls words and table of a field that is still coded; see `logitstore.codec.BitRows`."""
+def bit_names(field: str) -> tuple[str, ...]:
+    """Return what a batch calls the parts of a field still coded by ``exact``; see `logitstore.codec.BitRows`."""
     return f"{field}_words", f"{field}_table"
+
+
+def group_names(field: str) -> tuple[str, ...]:
+    """Return what it calls those of a field still coded by ``compact``; see `logitstore.codec.GroupRows`."""
+    return tuple(f"{field}_group_{part}" for part in ("words", "table", "counts", "books"))
 
 
 def values_name(values: str, stores: str) -> str:

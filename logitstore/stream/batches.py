@@ -82,11 +82,13 @@ class BatchStream(IterableDataset["Batch"]):
     pin_memory
         Make batches in pinned memory, outside of workers; for those, ask the DataLoader.
     decode
-        ``"host"``: where batches are made. ``"device"``: ids, values and counts stay coded, in the tensors
-        ``*_words`` and ``*_table`` of a batch, and `to_device` decodes them where the training is, so that what crosses
-        over is compressed. Checksums and row tables are checked where batches are made in either case; bits of a row
-        that break a rule in spite of a sound checksum are found by `to_device`, which raises whatever ``on_corrupt``
-        says.
+        ``"host"``: where batches are made. ``"device"``: ids, values and counts stay coded, and `to_device` decodes
+        them where the training is, so that what crosses over is compressed. Of ``ids``, say, a batch then has the
+        tensors ``ids_words`` and ``ids_table`` (rows of the ``exact`` codec, see `logitstore.codec.BitRows`) or
+        ``ids_group_words``, ``_table``, ``_counts`` and ``_books`` (of the ``compact`` codec, see
+        `logitstore.codec.GroupRows`), or both. Checksums, row tables and codebooks are checked where batches are made
+        in either case; bits of a row that break a rule in spite of a sound checksum are found by `to_device`, which
+        raises whatever ``on_corrupt`` says.
     verify, storage_options
         As for `logitstore.open`, if a path is given.
 

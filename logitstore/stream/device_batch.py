@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from logitstore.codec import BitRows
-from logitstore.device import decode_rows
+from logitstore.codec import BitRows, CodedRows, GroupRows
+from logitstore.device import decode_coded
 from logitstore.errors import CorruptDataError
-from logitstore.stream.batch_fields import SLOTTED, coded_names
+from logitstore.stream.batch_fields import SLOTTED, bit_names, group_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,23 +57,26 @@ def decoded(batch: Batch, device: torch.device, store: Store, wanted: Wanted) ->
     Parameters
     ----------
     batch
-        With words and table of ids, values and counts, as far as they are needed.
+        With the coded parts of ids, values and counts, as far as they are needed.
     device
         Where to. A broken row must not be trained on: the check says which, with file and shard where the store can
         tell them.
     store, wanted
         What the batch is of.
     """
-    coded = {name: _bit_rows(batch, name) for name in SLOTTED if coded_names(name)[0] in batch}
-    gone = {part for name in coded for part in coded_names(name)}
+    coded = {name: rows for name in SLOTTED if (rows := _coded_rows(batch, name)) is not None}
+    gone = {part for name in coded for part in (*bit_names(name), *group_names(name))}
     result = moved({name: tensor for name, tensor in batch.items() if name not in gone}, device)
     # Picking is a matter of offsets, unless entries are sorted or derived row by row before.
     whole = wanted.sorts or wanted.derives
     offsets = coded["ids"].offsets if wanted.picks else None
-    parts = {
-        name: decode_rows(rows, store.row_format(name), device, offsets=None if whole else offsets)
-        for name, rows in coded.items()
-    }
+    parts = {}
+    for name, rows in coded.items():
+        digests = [] if rows.groups is None else [book.tobytes() for book in rows.groups.books]
+        codecs = [store.codec_of(name, digest) for digest in digests]
+        parts[name] = decode_coded(
+            rows, store.row_format(name), device, codecs=codecs, offsets=None if whole else offsets
+        )
     check = _status_check(parts, batch, store)
     fields = {name: part.entries for name, part in parts.items()}
     shape = batch["tokens"].shape
@@ -99,9 +102,20 @@ def decoded(batch: Batch, device: torch.device, store: Store, wanted: Wanted) ->
     return OnDevice(result, check)
 
 
-def _bit_rows(batch: Batch, name: str) -> BitRows:
-    words, table = (batch[part].numpy().view(np.uint32) for part in coded_names(name))
-    return BitRows(words, table)
+def _coded_rows(batch: Batch, name: str) -> CodedRows | None:
+    """Return a field that is still coded."""
+    bits, groups = (
+        [batch[part].numpy() for part in names(name) if part in batch] for names in (bit_names, group_names)
+    )
+    if not bits and not groups:
+        return None
+    if groups:
+        groups[0] = groups[0].view(np.uint16)
+    return CodedRows(
+        batch["tokens"].numel(),
+        BitRows(*(part.view(np.uint32) for part in bits)) if bits else None,
+        GroupRows(*groups) if groups else None,
+    )
 
 
 def _status_check(parts: dict[str, Decoded], batch: Batch, store: Store) -> Callable[[], None]:

@@ -6,6 +6,7 @@ tests are collected. Other tests do not notice: LOGITSTORE_KERNELS is off.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -34,3 +35,14 @@ def _interpreted_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def quick_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoding groups takes the interpreter as long for many lanes as for one, and half as long without a check."""
+    from triton.runtime.interpreter import interpreter_builder
+
+    monkeypatch.setattr("logitstore.device.coded_rows._LANES", 256)
+    monkeypatch.setattr("logitstore.device.coded_rows._TURNS", 1)
+    options = dataclasses.replace(interpreter_builder.options, sanitize_overflow=False)
+    monkeypatch.setattr(interpreter_builder, "options", options)

@@ -6,31 +6,42 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from torch.utils.data import DataLoader
 
 import logitstore
-from logitstore.codec import bit_rows
+from logitstore.codec import bit_rows, group_rows
+from logitstore.codec.compact.chunk import read_header
+from logitstore.container.codec_record import CodecRecord
 from logitstore.errors import CorruptDataError, InvalidArgumentError
 from logitstore.stream import BatchStream, Collate
 from logitstore.stream.ahead import SideStream, started_ahead
 from logitstore.stream.device_batch import OnDevice
+from tests.conftest import use_codebooks, use_codebooks_in_turns
 from tests.stream.conftest import LENGTHS
 from tests.stream.test_fast_path import EXTRA, collates
 
+COMPACT = CodecRecord.compact(training_rows=24, retrain_rows=32)
+OPTIONS = {
+    **EXTRA,
+    "tar": {"container": "webdataset", "shard_bytes": 10**6, "ragged": True, "has_counts": True},
+    "compact": {"codec": COMPACT, "rows_per_shard": 16, "ragged": True, "has_counts": True},
+    "compact tar": {"codec": COMPACT, "container": "webdataset", "shard_bytes": 10**6, "values": "logit"},
+}
 
-@pytest.fixture(scope="module", params=[*sorted(EXTRA), "tar"])
+
+@pytest.fixture(scope="module", params=sorted(OPTIONS))
 def store(request: Any, stores: Any, tmp_path_factory: Any) -> Any:
-    options = EXTRA.get(request.param) or {
-        "container": "webdataset",
-        "shard_bytes": 10**6,
-        "ragged": True,
-        "has_counts": True,
-    }
-    path = stores.make(tmp_path_factory.mktemp("device") / "s", LENGTHS, **options)
-    return logitstore.open(path, order="stored")
+    with pytest.MonkeyPatch.context() as patch:
+        use_codebooks_in_turns(patch)
+        path = stores.make(tmp_path_factory.mktemp("device") / "s", LENGTHS, **OPTIONS[request.param])
+    opened = logitstore.open(path, order="stored")
+    sets = opened.manifest.codec.codebooks
+    assert not sets or sum(bool(books.files) for books in sets) >= 3 <= sum(not books.files for books in sets)
+    return opened
 
 
 def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
@@ -87,11 +98,70 @@ def test_unreadable_documents_are_blank_in_either(stores: Any, tmp_path: Any) ->
 def test_a_row_that_only_decoding_finds_broken(store: Any) -> None:
     stream = BatchStream(store, 4, decode="device", prefetch=0)
     batch = next(iter(stream))
-    lengths = batch["ids_table"][bit_rows.LENGTH]
-    row = int(torch.nonzero(lengths)[0])
-    lengths[row] -= 1
+    if "ids_group_table" in batch:
+        batch["ids_group_table"][group_rows.WORDS, -1] -= 1
+    else:
+        lengths = batch["ids_table"][bit_rows.LENGTH]
+        lengths[int(torch.nonzero(lengths)[0])] -= 1
     with pytest.raises(CorruptDataError, match="of document"):
         stream.to_device(batch, "cpu")
+
+
+@pytest.fixture
+def compact(stores: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A store of compact chunks alone."""
+    use_codebooks(monkeypatch)
+    return stores.make(tmp_path / "s", LENGTHS, rows_per_shard=16, codec=COMPACT)
+
+
+@pytest.mark.parametrize("decode", ["host", "device"])
+def test_bits_that_break_a_rule_are_found_and_named(compact: Any, decode: Any) -> None:
+    broken = compact / "ids" / "c.0.0"
+    data = bytearray(broken.read_bytes())
+    chunk = data.index(b"LGC1")
+    (size,) = np.frombuffer(data[chunk - 20 : chunk - 16], "<u4")
+    header = read_header(memoryview(data)[chunk : chunk + int(size)])
+    # The upper word of the first state: whatever follows, another number comes out at the end.
+    data[chunk + header.payload_start + 3] ^= 64
+    broken.write_bytes(data)
+    stream = BatchStream(compact, len(LENGTHS), decode=decode, prefetch=0, verify="none")
+    with pytest.raises(CorruptDataError, match="of the chunk") as caught:
+        list(stream.on_device(stream, "cpu"))
+    assert (caught.value.path, caught.value.shard) == (str(broken), 0)
+    assert caught.value.row is not None
+    assert caught.value.row < 16
+
+
+def test_unreadable_documents_of_a_compact_store_are_blank_in_either(compact: Any) -> None:
+    broken = compact / "logprobs" / "c.3.0"
+    data = bytearray(broken.read_bytes())
+    data[150] ^= 1
+    broken.write_bytes(data)
+    options: dict[str, Any] = {"on_corrupt": "skip", "collate": Collate(seq_len=16, pack=True), "prefetch": 0}
+    stream = BatchStream(compact, 4, decode="device", **options)
+    for batch, other in zip(stream.on_device(stream, "cpu"), BatchStream(compact, 4, **options), strict=True):
+        same(batch, other)
+
+
+def test_what_is_handed_over_of_a_compact_store(compact: Any) -> None:
+    """No tables of the exact codec; of a row, its words and count and its share of its group's seven numbers."""
+    batch = next(iter(BatchStream(compact, 4, decode="device", prefetch=0)))
+    coded = {name: tensor for name, tensor in batch.items() if name.startswith(("ids_", "values_"))}
+    assert set(coded) == {
+        f"{field}_group_{part}" for field in ("ids", "values") for part in ("words", "table", "counts", "books")
+    }
+    assert coded["ids_group_books"].shape[1] == 16
+    assert coded["ids_group_words"].dtype == torch.int16
+
+
+def test_codebooks_of_another_store_are_refused(compact: Any, stores: Any, tmp_path: Any) -> None:
+    batch = next(iter(BatchStream(compact, 4, decode="device", prefetch=0)))
+    other = BatchStream(stores.make(tmp_path / "exact", LENGTHS), 4, decode="device", prefetch=0)
+    with pytest.raises(CorruptDataError, match="the store has none"):
+        other.to_device(batch, "cpu")
+    batch["ids_group_books"] ^= 1
+    with pytest.raises(CorruptDataError, match="not one that the manifest gives for ids"):
+        BatchStream(compact, 4, decode="device").to_device(batch, "cpu")
 
 
 def test_batches_ahead_are_those_one_by_one(store: Any) -> None:

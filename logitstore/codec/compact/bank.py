@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from logitstore import layout
+from logitstore.codec.compact.symbols import SymbolCode
 from logitstore.codec.intrinsics import highest_set_bit, load_u16_at, load_u32_at, load_u64_at
 from logitstore.codec.kernels import inlined
 
@@ -16,9 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from logitstore.codec.compact.symbols import SymbolCode
-
-__all__ = ["Bank", "gap_context_of", "take_number", "take_raw", "take_symbol"]
+__all__ = ["Bank", "gap_context_of", "one_table", "take_number", "take_raw", "take_symbol"]
 
 _LOG2 = layout.TABLE_LOG2
 _MASK = np.uint64((1 << _LOG2) - 1)
@@ -57,6 +56,11 @@ class Bank:
             np.concatenate([code.bins for code in codes]),
             tuple(code.contexts + np.uint32(start) for code, start in zip(codes, first[:-1], strict=True)),
         )
+
+
+def one_table(code: SymbolCode) -> SymbolCode:
+    """Return a code of one context with the table of that context, which it may have beside others, and no other."""
+    return SymbolCode(code.widths, np.zeros(1, np.uint32), code.frequencies[code.contexts])
 
 
 @inlined

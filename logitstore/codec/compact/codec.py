@@ -23,7 +23,9 @@ from logitstore.codec.compact.fast_decode_ids import IdDecoder
 from logitstore.codec.compact.fast_decode_values import ValueDecoder
 from logitstore.codec.compact.fast_encode_ids import IdEncoder
 from logitstore.codec.compact.fast_encode_values import ValueEncoder
+from logitstore.codec.compact.groups import group_table
 from logitstore.codec.compact.quantise import Quantiser
+from logitstore.codec.group_rows import GroupRows
 from logitstore.codec.transform import BITS_DTYPE, NATIVE_DTYPE, UNUSED, bits_from_keys, keys_from_bits
 from logitstore.errors import CorruptDataError, InvalidArgumentError
 
@@ -102,8 +104,15 @@ class Arrangement:
 
 
 class _Codec:
-    """What both kinds share: decoding of a checked chunk."""
+    """What both kinds share: decoding of a checked chunk, and cutting rows out of it for who decodes them elsewhere.
 
+    Attributes
+    ----------
+    decoder
+        Decodes groups on the CPU; has what a decoder needs of the codebook.
+    """
+
+    decoder: IdDecoder | ValueDecoder
     _book: Codebook
     _slots: int
 
@@ -125,6 +134,30 @@ class _Codec:
         self, data: memoryview, rows: int, start: int, out: NDArray[Any], *, verify: bool, use_reference: bool = False
     ) -> None:
         """Decode rows from ``start`` on, as many as ``out`` has, out of the ``rows`` of a chunk. Errors as `decode`."""
+        view, header = self._checked(data, rows, start, start + len(out), verify=verify)
+        # Kernels go by addresses.
+        target = np.ascontiguousarray(out)
+        bits = target.view(BITS_DTYPE[self._book.dtype])
+        if use_reference:
+            self._decode_slowly(header, view, start, bits)
+        else:
+            self.decoder(header, np.frombuffer(view, np.uint8), start, bits)
+        if target is not out:
+            out[...] = target
+
+    def cut(self, data: memoryview, rows: int, start: int, stop: int, *, verify: bool) -> GroupRows:
+        """Return rows ``start:stop`` of the ``rows`` of a chunk, still coded.
+
+        Errors as `decode`, but for those that only decoding a row finds.
+        """
+        view, header = self._checked(data, rows, start, stop, verify=verify)
+        whole = np.frombuffer(view, np.uint8)
+        counts, starts = group_table(header, whole)
+        return GroupRows.cut(whole, starts, counts, header.group_log2, start, stop, header.digest)
+
+    def _checked(
+        self, data: memoryview, rows: int, start: int, stop: int, *, verify: bool
+    ) -> tuple[memoryview, CompactHeader]:
         view = memoryview(data).cast("B").toreadonly()
         header = read_header(view, verify=verify)
         bound = self._book.vocab_size if isinstance(self._book, IdBook) else 0
@@ -137,17 +170,9 @@ class _Codec:
                 f"the chunk was coded with codebook {header.digest.hex()}, this one is {self._book.digest.hex()}: "
                 "load the codebook of the store that the chunk is from"
             )
-        if not 0 <= start <= start + len(out) <= rows:
-            raise InvalidArgumentError(f"rows {start}:{start + len(out)} are not within the {rows} of the chunk")
-        # Kernels go by addresses.
-        target = np.ascontiguousarray(out)
-        bits = target.view(BITS_DTYPE[self._book.dtype])
-        if use_reference:
-            self._decode_slowly(header, view, start, bits)
-        else:
-            self._decode_fast(header, np.frombuffer(view, np.uint8), start, bits)
-        if target is not out:
-            out[...] = target
+        if not 0 <= start <= stop <= rows:
+            raise InvalidArgumentError(f"rows {start}:{stop} are not within the {rows} of the chunk")
+        return view, header
 
     def _decode_slowly(self, header: CompactHeader, view: memoryview, start: int, bits: NDArray[Any]) -> None:
         book = self._book
@@ -157,9 +182,6 @@ class _Codec:
             numbers = np.array(row, np.uint32)
             is_ids = book.kind == layout.KIND_IDS
             target[: len(row)] = numbers if is_ids else bits_from_keys(numbers, book.dtype, 0)
-
-    def _decode_fast(self, header: CompactHeader, data: NDArray[np.uint8], start: int, bits: NDArray[Any]) -> None:
-        raise NotImplementedError
 
     def _chunk(
         self, shape: tuple[int, int], group_log2: int, counts: NDArray[np.int64], lengths: NDArray[np.int64],
@@ -194,7 +216,7 @@ class IdCodec(_Codec):
     def __init__(self, book: IdBook, slots: int) -> None:
         self._book: IdBook = book
         self._slots = slots
-        self._decoder = IdDecoder(book)
+        self.decoder: IdDecoder = IdDecoder(book)
         self._encoder: IdEncoder | None = None
         self._scores: ClassScores | None = None
 
@@ -269,9 +291,6 @@ class IdCodec(_Codec):
                 raise InvalidArgumentError(f"the codebook has no code for row {bad} of the chunk")
         return self._chunk((len(counts), self._slots), group_log2, counts, lengths, words)
 
-    def _decode_fast(self, header: CompactHeader, data: NDArray[np.uint8], start: int, bits: NDArray[Any]) -> None:
-        self._decoder(header, data, start, bits)
-
 
 class ValueCodec(_Codec):
     """Codes rows of values that are in the order of their ids.
@@ -287,7 +306,7 @@ class ValueCodec(_Codec):
     def __init__(self, book: ValueBook, slots: int) -> None:
         self._book: ValueBook = book
         self._slots = slots
-        self._decoder = ValueDecoder(book, slots)
+        self.decoder: ValueDecoder = ValueDecoder(book, slots)
         self._encoder: ValueEncoder | None = None
         self._quantiser = Quantiser.of(book)
 
@@ -320,9 +339,6 @@ class ValueCodec(_Codec):
             if bad >= 0:
                 raise InvalidArgumentError(f"the codebook has no code for row {bad} of the chunk")
         return self._chunk((len(values), self._slots), group_log2, counts, lengths, words)
-
-    def _decode_fast(self, header: CompactHeader, data: NDArray[np.uint8], start: int, bits: NDArray[Any]) -> None:
-        self._decoder(header, data, start, bits)
 
 
 def _groups(rows: Sequence[Sequence[Any]], group_log2: int) -> tuple[NDArray[np.int64], NDArray[np.uint16]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from logitstore import layout
-from logitstore.codec.compact.bank import Bank, gap_context_of, take_number, take_symbol
+from logitstore.codec.compact.bank import Bank, gap_context_of, one_table, take_number, take_symbol
 from logitstore.codec.compact.groups import group_table, raise_if_broken, words_of_rows
 from logitstore.codec.intrinsics import (
     address_of,
@@ -243,23 +243,40 @@ def _decode(
 
 
 class IdDecoder:
-    """Decodes chunks of ids with one codebook."""
+    """Decodes rows of ids with one codebook.
+
+    Attributes
+    ----------
+    book
+        The codebook.
+    bank
+        Its codes of classes, misses, gaps and nibbles; the first two have one table each.
+    nibble_tables
+        ``(sum(nibbles),)`` uint16: the table in the bank of each nibble of the classes.
+    """
 
     def __init__(self, book: IdBook) -> None:
-        self.bank = Bank.of((book.class_code, book.miss_code, book.gap_code, book.nibble_code))
+        self.book = book
+        self.bank = Bank.of((one_table(book.class_code), one_table(book.miss_code), book.gap_code, book.nibble_code))
         tables = np.repeat(np.tile(self.bank.contexts[3], book.classes), book.nibbles.reshape(-1))
-        self._nibble_tables = tables.astype(np.uint16)
-        self._book = book
+        self.nibble_tables = tables.astype(np.uint16)
 
     def __call__(self, header: CompactHeader, data: NDArray[np.uint8], start: int, out: NDArray[np.uint32]) -> None:
         """Decode rows from ``start`` on, as many as ``out`` has, out of a checked chunk."""
         counts, starts = group_table(header, data)
+        raise_if_broken(self.decode(data, starts, counts, header.group_log2, start, out))
+
+    def decode(
+        self, data: NDArray[np.uint8], starts: NDArray[np.int64], counts: NDArray[np.int64], group_log2: int,
+        start: int, out: NDArray[np.uint32],
+    ) -> int:  # fmt: skip
+        """Decode rows of groups that begin at bytes ``starts`` of the data; return what `raise_if_broken` takes."""
         if not len(out):
-            return
-        bank, book = self.bank, self._book
-        words, limit = words_of_rows(header, data, starts, start, start + len(out), book.longest + header.slots + 2)
-        status = _decode(
-            words, limit, starts, counts, header.group_log2, start, bank.entries, bank.bins, bank.contexts[2],
-            book.first_nibble, self._nibble_tables, book.listed_ids, book.order, _PLACES, out,
-        )  # fmt: skip
-        raise_if_broken(status)
+            return -1
+        bank, book = self.bank, self.book
+        symbols = book.longest + out.shape[1] + 2
+        words, starts, limit = words_of_rows(data, starts, group_log2, start, start + len(out), symbols)
+        return int(_decode(
+            words, limit, starts, counts, group_log2, start, bank.entries, bank.bins, bank.contexts[2],
+            book.first_nibble, self.nibble_tables, book.listed_ids, book.order, _PLACES, out,
+        ))  # fmt: skip

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from logitstore import layout
-from logitstore.codec.compact.bank import Bank, take_number, take_raw, take_symbol
+from logitstore.codec.compact.bank import Bank, one_table, take_number, take_raw, take_symbol
 from logitstore.codec.compact.codebook import COLUMN_CONTEXTS, column_context
 from logitstore.codec.compact.groups import group_table, raise_if_broken, words_of_rows
 from logitstore.codec.compact.instructions import store_like
@@ -199,10 +199,19 @@ def _decode(
 
 
 class ValueDecoder:
-    """Decodes chunks of values of so many slots with one codebook."""
+    """Decodes rows of values of so many slots with one codebook.
+
+    Attributes
+    ----------
+    book
+        The codebook.
+    bank
+        Its codes of bases, which has one table, and distances.
+    """
 
     def __init__(self, book: ValueBook, slots: int) -> None:
-        self.bank = Bank.of((book.base_code, book.delta_code))
+        self.book = book
+        self.bank = Bank.of((one_table(book.base_code), book.delta_code))
         columns = np.array([column_context(column) for column in range(slots)], np.int64)
         firsts = np.flatnonzero(np.diff(columns, prepend=-1))
         contexts = self.bank.contexts[1].reshape(-1, COLUMN_CONTEXTS)
@@ -217,19 +226,23 @@ class ValueDecoder:
         self._levels = np.full(2 * len(book.levels) + layout.SYMBOLS_MAX + 1, _BAD, np.uint32)
         self._levels[: len(book.levels)] = self._from_raw[book.levels]
         self._plain = book.delta_code.plain
-        self._unused = UNUSED[book.dtype]
-        self._bounds = book.bounds
 
     def __call__(self, header: CompactHeader, data: NDArray[np.uint8], start: int, out: NDArray[Any]) -> None:
         """Decode rows from ``start`` on, as many as ``out`` has, to the bits of values."""
         counts, starts = group_table(header, data)
+        raise_if_broken(self.decode(data, starts, counts, header.group_log2, start, out))
+
+    def decode(
+        self, data: NDArray[np.uint8], starts: NDArray[np.int64], counts: NDArray[np.int64], group_log2: int,
+        start: int, out: NDArray[Any],
+    ) -> int:  # fmt: skip
+        """Decode rows of groups that begin at bytes ``starts`` of the data; return what `raise_if_broken` takes."""
         if not len(out):
-            return
-        bank = self.bank
-        words, limit = words_of_rows(header, data, starts, start, start + len(out), header.slots + 1)
-        status = _decode(
-            words, limit, starts, counts, header.group_log2, start, bank.entries, self._run_ends, self._run_tables,
-            bank.bins, self._plain, len(self._levels) - layout.SYMBOLS_MAX - 1 >> 1, self._bounds, self._levels,
-            self._bits, self._from_raw, self._unused, out,
-        )  # fmt: skip
-        raise_if_broken(status)
+            return -1
+        bank, book = self.bank, self.book
+        words, starts, limit = words_of_rows(data, starts, group_log2, start, start + len(out), out.shape[1] + 1)
+        return int(_decode(
+            words, limit, starts, counts, group_log2, start, bank.entries, self._run_ends, self._run_tables, bank.bins,
+            self._plain, len(book.levels), book.bounds, self._levels, self._bits, self._from_raw, UNUSED[book.dtype],
+            out,
+        ))  # fmt: skip

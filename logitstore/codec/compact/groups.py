@@ -13,6 +13,7 @@ import numpy as np
 
 from logitstore import layout
 from logitstore.codec.fast_chunk import read_column
+from logitstore.codec.group_rows import BROKEN
 from logitstore.codec.kernels import kernel
 from logitstore.errors import CorruptDataError
 
@@ -22,14 +23,6 @@ if TYPE_CHECKING:
     from logitstore.codec.compact.chunk import CompactHeader
 
 __all__ = ["group_table", "raise_if_broken", "words_of_rows"]
-
-_BROKEN = {
-    1: "does not end where its words do",
-    2: "has a class or more misses than there are",
-    3: "has other ids of its class than its count says",
-    4: "has a rank outside the vocabulary",
-    5: "has a level that its codebook does not have",
-}
 
 
 @kernel
@@ -64,17 +57,20 @@ def group_table(header: CompactHeader, data: NDArray[np.uint8]) -> tuple[NDArray
 
 
 def words_of_rows(
-    header: CompactHeader, data: NDArray[np.uint8], starts: NDArray[np.int64], start: int, stop: int, symbols: int
-) -> tuple[NDArray[np.uint8], int]:
-    """Copy the groups of some rows, with room for a row of so many symbols behind, and count ``starts`` from there."""
-    first, last = starts[start >> header.group_log2], starts[-(-stop >> header.group_log2)]
+    data: NDArray[np.uint8], starts: NDArray[np.int64], group_log2: int, start: int, stop: int, symbols: int
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], int]:
+    """Copy the groups of some rows, with room for a row of so many symbols behind.
+
+    Returns the copy, ``starts`` counted from its beginning, and where a position is held that ran over: a word behind
+    the end, so that its group does not end there.
+    """
+    first, last = starts[start >> group_log2], starts[-(-stop >> group_log2)]
     words = np.zeros(last - first + 2 * symbols + 16, np.uint8)
     words[: last - first] = data[first:last]
-    starts -= first
-    return words, int(last - first)
+    return words, starts - first, int(last - first) + 2
 
 
 def raise_if_broken(status: int) -> None:
-    """Raise what a kernel found: -1 is nothing, else eight times a row plus a key of _BROKEN."""
+    """Raise what a kernel found: -1 is nothing, else eight times a row plus a key of `group_rows.BROKEN`."""
     if status >= 0:
-        raise CorruptDataError(f"row {status // 8} of the chunk {_BROKEN[status % 8]}")
+        raise CorruptDataError(f"row {status // 8} of the chunk {BROKEN[status % 8]}")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,3 +28,17 @@ def _scans_by_numpy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
         return [scan.to_tensor(np.maximum.accumulate(lanes.handle.data, axis=scan.axis), dtype=lanes.dtype)]
 
     monkeypatch.setattr(ScanOps, "generic_scan", running_maximum)
+
+
+@pytest.fixture(autouse=True)
+def _quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "plain_interpreter" in request.keywords:
+        return
+    from triton.runtime.interpreter import InterpretedFunction
+
+    def call(self: InterpretedFunction, *args: Any, **kwargs: Any) -> Any:
+        return self.rewrite()(*args, **kwargs)
+
+    request.getfixturevalue("quick_groups")
+    # Else Triton's language is made the interpreter's anew in each function that a kernel calls.
+    monkeypatch.setattr(InterpretedFunction, "__call__", call)

@@ -12,7 +12,7 @@ import sys
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from logitstore.device import decode_kernels, encode_kernels
+from logitstore.device import decode_kernels, encode_kernels, group_kernels
 from logitstore.kernels import one_pass_kernels
 
 def build(kernel, types, options={"num_warps": 1}, **constants):
@@ -30,6 +30,17 @@ build(
     decode_kernels.entries_of_rows, types | {"out": "*i16"},
     IS_IDS=False, IS_FLOAT=True, BITS=16, UNUSED=-1024, FLAT=True, TILE=64,
 )
+groups = {name: "*i32" for name in ("table", "counts", "out", "status", "entries", "contexts", "parts", "levels")}
+groups |= {name: "*i32" for name in ("gap_tables", "first_nibble", "listed", "order")}
+groups |= {"words": "*i16", "nibble_tables": "*i16", "offsets": "*i64", "bins": "*i64"}
+groups |= {name: "i32" for name in ("groups", "first", "past", "slots", "classes", "vocab_size")}
+groups |= {name: "i32" for name in ("level_count", "plain_symbols")}
+build(group_kernels.ids_of_groups, groups, FLAT=False, LANES=32, TURNS=8)
+for bits, out, flat in ((16, "*i16", True), (8, "*u8", False)):
+    build(
+        group_kernels.values_of_groups, groups | {"out": out},
+        BITS=bits, IS_FLOAT=bits == 16, FLAT=flat, LANES=32, TURNS=8,
+    )
 types |= {name: "*i64" for name in ("places", "quotients", "lengths", "starts")}
 types |= {name: "*i32" for name in ("residuals", "counts", "parameters", "bases")}
 for kernel in (encode_kernels.best_parameters, encode_kernels.row_lengths, encode_kernels.write_rows):
