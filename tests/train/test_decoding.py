@@ -1,0 +1,69 @@
+"""Where kept entries are decoded changes nothing of what is learnt or measured."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import logitstore
+from logitstore.container.codec_record import CodecRecord
+from logitstore.errors import InvalidArgumentError
+from logitstore.stream import BatchStream
+from logitstore.train import train
+from logitstore.train.decoding import where_decoded
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_the_same_weights_and_metrics(pack, run, stores, tmp_path, monkeypatch):
+    crossing: list[dict[str, Any]] = []
+    on_device = BatchStream.on_device
+
+    def noted(self, batches, device):
+        return on_device(self, (crossing.append(batch) or batch for batch in batches), device)
+
+    monkeypatch.setattr(BatchStream, "on_device", noted)
+    common = {"pack": pack, "eval_store": str(stores.tars), "eval_every": 3, "gradient_accumulation": 2, "steps": 6}
+    found = [train(run.config(tmp_path / decode, decode=decode, **common)) for decode in ("host", "device")]
+    trained = [batch for batch in crossing if "ids" not in batch]
+    assert len(trained) > 12, "batches of both stores are still coded when they cross over"
+    weights = [(summary.out / "model.safetensors").read_bytes() for summary in found]
+    assert weights[0] == weights[1]
+    assert found[0].metrics == found[1].metrics
+    for one, other in zip(found[0].log, found[1].log, strict=True):
+        assert one.keys() == other.keys()
+        measured = {name for name in one if "wait" in name or "per_second" in name or "runtime" in name}
+        assert {name: one[name] for name in one.keys() - measured} == {
+            name: other[name] for name in other.keys() - measured
+        }
+        if "loss" in other:
+            assert 0 < other["data_wait_share"] < 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "codec", "kernels", "place"),
+    [
+        ("auto", "exact", True, "device"),
+        ("auto", "exact", False, "host"),
+        ("host", "exact", True, "host"),
+        ("device", "exact", False, "device"),
+        ("auto", "compact", True, "host"),
+        ("host", "compact", True, "host"),
+        ("device", "compact", True, None),
+    ],
+)
+def test_where(asked, codec, kernels, place, monkeypatch):
+    monkeypatch.setattr("logitstore.train.decoding.runs_on", lambda device: kernels)
+    record = CodecRecord.compact() if codec == "compact" else CodecRecord()
+    store = SimpleNamespace(manifest=SimpleNamespace(codec=record), path="store")
+    refused = pytest.raises(InvalidArgumentError, match="compact codec are not decoded on a device")
+    with nullcontext() if place else refused:
+        assert where_decoded(asked, store, torch.device("cuda")) == place
+
+
+def test_auto_decodes_on_a_cpu_as_it_is_read(stores):
+    with logitstore.open(stores.zarr) as store:
+        assert where_decoded("auto", store, torch.device("cpu")) == "host"
