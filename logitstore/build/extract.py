@@ -10,9 +10,9 @@ import torch
 
 from logitstore.build.gather import Gatherer
 from logitstore.build.transfer import DeviceClock, HostCopy, ToHost, columns_of
-from logitstore.errors import CorruptDataError
 from logitstore.select import SelectedRows, select_rows
 from logitstore.teacher import plan_batches
+from logitstore.teacher.teacher import to_device
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -182,26 +182,16 @@ class Extractor:
     def _select(self, window: Window, numbers: NDArray[np.int64], logits: LogitRows) -> SelectedRows:
         keys = None
         if self._config.selection.samples is not None:
-            keys = torch.from_numpy(self._row_keys(window, numbers, logits.rows)).to(logits.logits.device)
-        try:
-            kept = select_rows(
-                logits.logits, self._config.selection, logits.labels, keys,
-                values=self._config.values, temperatures=self._config.temperatures,
-            )  # fmt: skip
-        except CorruptDataError as error:
-            if error.row is None:
-                raise
-            number, row = int(numbers[error.row]), int(logits.rows[error.row])
-            raise CorruptDataError(
-                f"{error.message} (row {row} of document {window.documents[number].key!r})",
-                row=self._row_in_store(window, number, row),
-            ) from None
+            keys = to_device(self._row_keys(window, numbers, logits.rows), logits.logits.device)
+        # To hear whether a row is to be refused, this thread would wait for the device, and the device then for it:
+        # the writer's asks, when the rows have arrived.
+        kept = select_rows(
+            logits.logits, self._config.selection, logits.labels, keys,
+            values=self._config.values, temperatures=self._config.temperatures, check=False,
+        )  # fmt: skip
         self.tally.add(kept, self._config.values)
         return kept
 
     def _row_keys(self, window: Window, numbers: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return what draws depend on: the row's number in the store, the same however the documents are batched."""
         return np.array(window.first_rows)[numbers] + rows
-
-    def _row_in_store(self, window: Window, number: int, row: int) -> int | None:
-        return window.first_rows[number] + row

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from logitstore.build.transfer import columns_of
 from logitstore.errors import InvalidArgumentError
 from logitstore.teacher.teacher import to_device
 
@@ -90,12 +91,10 @@ class Gatherer:
         """Take rows, given the document of the window and the row of it that each is; return what the host needs."""
         self._waiting.append((kept, documents, rows))
         self._place()
-        few = {
+        return {
             "entries": (kept.ids >= 0).sum(1, dtype=torch.int32),
-            "lse": kept.lse,
-            "label_logprob": kept.label_logprob,
+            **{name: tensor for name, tensor in columns_of(kept).items() if name not in ENTRIES},
         }
-        return few if kept.lse_T is None else few | {"lse_T": kept.lse_T}
 
     def take(self, device: torch.device) -> GatheredRows:
         """Return all rows of the window, and forget it. The device is for a window of which no row was asked for."""

@@ -6,17 +6,18 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from logitstore.build.extract import ExtractedBatch, ExtractedChunk, Extractor
 from logitstore.build.generation import generation_settings, new_tokens
 from logitstore.build.windows import Window
 from logitstore.errors import CorruptDataError
 from logitstore.teacher import Decoding, require_decoding
+from logitstore.teacher.teacher import to_device
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import torch
     from numpy.typing import NDArray
 
     from logitstore.build.config import BuildConfig
@@ -103,7 +104,7 @@ class GeneratingExtractor(Extractor):
         return round(prompts * self._config.generation.samples_per_prompt * rows / documents)
 
     def _choose(self, window: Window, logits: torch.Tensor, sequences: NDArray[np.int64], step: int) -> torch.Tensor:
-        documents = torch.from_numpy(window.cursor.document + sequences).to(logits.device)
+        documents = to_device(window.cursor.document + sequences, logits.device)
         try:
             return self._sampling.choose(logits, documents, step)
         except CorruptDataError as error:
@@ -115,6 +116,3 @@ class GeneratingExtractor(Extractor):
     def _row_keys(self, window: Window, numbers: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
         # While a batch is written, nobody knows how many rows lie before its documents.
         return ((window.cursor.document + numbers) << _ROW_BITS) + rows
-
-    def _row_in_store(self, window: Window, number: int, row: int) -> int | None:  # noqa: ARG002
-        return None

@@ -9,11 +9,14 @@ import pytest
 import torch
 
 from logitstore.build.encode import broken_row
+from logitstore.build.extract import Tally
+from logitstore.build.gather import Gatherer
 from logitstore.build.transfer import ToHost
 from logitstore.container.codec_record import CodecRecord
 from logitstore.container.invariants import check_rows
 from logitstore.device import encode_chunks
 from logitstore.errors import InvalidArgumentError
+from logitstore.select import SelectedRows
 from tests.build.test_rows import CHATS
 
 if TYPE_CHECKING:
@@ -95,6 +98,25 @@ def test_what_a_device_does_not_encode(asked: dict[str, Any], configure: Any, wr
     encode = asked.pop("encode")
     with pytest.raises(InvalidArgumentError, match="device"):
         run(configure(write_corpus(["the fox"]), **asked), encode=encode)
+
+
+def test_rows_are_gathered_without_asking_the_device(configure: Any) -> None:
+    # On the meta device, whatever asks for a value fails.
+    config = configure("corpus", top_k=4, samples=3, temperatures=(2.0,))
+    n, slots = 5, 7
+    kept = SelectedRows(
+        *(torch.empty(n, slots, dtype=dtype, device="meta") for dtype in (torch.int32, torch.float16)),
+        *(torch.empty(n, device="meta") for _ in range(2)), torch.empty(n, slots, dtype=torch.uint8, device="meta"),
+        torch.empty(n, 1, device="meta"), torch.empty(n, device="meta"),
+    )  # fmt: skip
+    Tally().add(kept, "logit")
+    gatherer = Gatherer(config, 50)
+    few = gatherer.put(kept, np.array([0, 1, 1, 2, 2]), np.array([0, 0, 1, 0, 1]))
+    assert set(few) == {"entries", "lse", "label_logprob", "lse_T", "refused"}
+    gatherer.lay_out([10, 11, 13, 16])
+    gathered = gatherer.take(torch.device("cpu"))
+    assert gathered.entries["counts"].shape == (6, slots)
+    assert gathered.lse.device.type == "meta"
 
 
 BREAK = {
