@@ -158,7 +158,7 @@ __all__ = ["command"]
     type=click.Choice(["host", "device"]),
     default="host",
     show_default=True,
-    help="Where chunks are encoded: by those threads, or beside the teacher (experimental: zarr and exact alone).",
+    help="Where chunks are encoded: by those threads, or beside the teacher (experimental; with --codec exact alone).",
 )
 @click.option("--resume", is_flag=True, help="Go on with an unfinished store.")
 @click.option("--overwrite", is_flag=True, help="Replace a store at --out.")

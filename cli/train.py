@@ -59,6 +59,14 @@ __all__ = ["command"]
 )
 @click.option("--attn-implementation", metavar="NAME", help="sdpa, eager, flash_attention_2, flex_attention, …")
 @click.option("--workers", default=0, show_default=True, help="Processes that read; 0 reads in a thread.")
+@click.option(
+    "--decode",
+    type=click.Choice(["auto", "host", "device"]),
+    default="auto",
+    show_default=True,
+    help="Where kept entries are decoded: where they are read, or where the student is; auto: there, if that is a CUDA "
+    "device with Triton and LOGITSTORE_KERNELS=auto is set.",
+)
 @click.option("--seed", default=0, show_default=True, help="Of a new student, dropout and the order of documents.")
 @click.option("--log-every", default=10, show_default=True, metavar="STEPS", help="Steps from line to line of the log.")
 @click.option("--save-every", type=int, metavar="STEPS", help="Steps between checkpoints. Default: at the end only.")

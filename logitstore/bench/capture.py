@@ -15,7 +15,6 @@ from logitstore.bench.random_data import kept_sets, random_llama
 from logitstore.build import BuildConfig
 from logitstore.build.extract import Extractor
 from logitstore.build.flow import write_store
-from logitstore.build.gather import GatheringExtractor
 from logitstore.build.windows import Cursor, Window
 from logitstore.container.manifest import Manifest
 from logitstore.container.writer import prepare_directory
@@ -64,8 +63,8 @@ def _case(setting: Setting, teacher: Teacher, name: str, kept: str, selection: S
             tokens = np.stack([document.tokens for document in documents[start : start + per_batch]]).astype(np.int64)
             teacher.model(input_ids=torch.from_numpy(tokens).to(teacher.device), use_cache=False)
 
-    def to_disk(kind: type[Extractor]) -> None:
-        capture(store, teacher, config, documents, kind)
+    def to_disk(*, gather: bool) -> None:
+        capture(store, teacher, config, documents, gather=gather)
 
     def prepare() -> None:
         shutil.rmtree(store, ignore_errors=True)
@@ -77,8 +76,8 @@ def _case(setting: Setting, teacher: Teacher, name: str, kept: str, selection: S
         f"capture, {name}, {kept}",
         "the plain forward and one read of its logits",
         [
-            Contender("logitstore, to the disk", partial(to_disk, Extractor), prepare),
-            Contender("logitstore, encoded on the device", partial(to_disk, GatheringExtractor), prepare),
+            Contender("logitstore, to the disk", partial(to_disk, gather=False), prepare),
+            Contender("logitstore, encoded on the device", partial(to_disk, gather=True), prepare),
             plain,
         ],
         goals=tuple(Goal(limit, _PLAIN) for of, limit in _GOALS.items() if getattr(selection, of) is not None),
@@ -89,13 +88,16 @@ def _case(setting: Setting, teacher: Teacher, name: str, kept: str, selection: S
 
 
 def capture(
-    store: Path, teacher: Teacher, config: BuildConfig, documents: list[TokenDocument], kind: type[Extractor]
+    store: Path, teacher: Teacher, config: BuildConfig, documents: list[TokenDocument], *, gather: bool
 ) -> None:
-    """Do what a build does for documents of one length: write a store at an empty directory."""
+    """Do what a build does for documents of one length: write a store at an empty directory.
+
+    ``gather``: entries are encoded on the device.
+    """
     watch = Stopwatch()
     manifest = _manifest(config, teacher)
     windows = list(_windows(documents, config.window_tokens(manifest.slots)))
-    extractor = kind(teacher, config, watch)
+    extractor = Extractor(teacher, config, watch, gather=gather)
     write_store(store, manifest, extractor, lambda _: iter(windows), CorpusCounters(), watch, workers=_WORKERS)
 
 
@@ -135,5 +137,6 @@ def _manifest(config: BuildConfig, teacher: Teacher) -> Manifest:
         store_id="0" * 32, complete=False, vocab_size=teacher.vocab_size, padded_vocab_size=teacher.padded_vocab_size,
         slots=slots, values=config.values, rows_per_shard=config.shard_rows(slots),
         selection=config.selection.to_json(), teacher=teacher.describe(), tokenizer={}, corpus={},
-        build=config.run_settings(), versions={},
+        build=config.run_settings(), versions={}, container=config.container,
+        shard_bytes=config.shard_bytes if config.container == "webdataset" else 0,
     )  # fmt: skip

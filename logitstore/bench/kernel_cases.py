@@ -46,7 +46,7 @@ def _select_case(setting: Setting, name: str, selection: Selection) -> Case:
     k = selection.top_entries(sizes.vocab_size)
 
     def ours() -> object:
-        return select_rows(logits, selection, labels)
+        return select_rows(logits, selection, labels, check=False)  # as a build does
 
     return Case(
         f"select, {name}",

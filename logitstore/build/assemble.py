@@ -6,9 +6,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from logitstore import layout
+from logitstore.errors import CorruptDataError
 from logitstore.records import RowBatch, RowsCodedElsewhere
+from logitstore.select import refused_row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,11 +55,23 @@ class Assembler:
         self._done: dict[int, RowBatch] = {}
         self._next = 0
 
-    def add(self, batch: ExtractedBatch) -> Iterator[tuple[TokenDocument, RowBatch | None]]:
-        """Take a batch; yield the documents that can go out now, in order."""
-        rows = {number: self._blank(self.window.documents[number]) for number in batch.documents}
+    def require_sound(self, batch: ExtractedBatch) -> None:
+        """Raise `CorruptDataError` for the first row of a batch that the selection refused."""
         for chunk in batch.chunks:
             arrays = chunk.kept.arrays()
+            refused = refused_row(*(torch.from_numpy(arrays[name]) for name in ("refused", "lse")))
+            if refused is not None:
+                number, row = int(chunk.documents[refused[0]]), int(chunk.rows[refused[0]])
+                raise CorruptDataError(
+                    f"{refused[1]} (row {row} of document {self.window.documents[number].key!r})",
+                    row=self.window.first_rows[number] + row,
+                )
+
+    def add(self, batch: ExtractedBatch) -> Iterator[tuple[TokenDocument, RowBatch | None]]:
+        """Take a batch of sound rows; yield the documents that can go out now, in order."""
+        rows = {number: self._blank(self.window.documents[number]) for number in batch.documents}
+        for chunk in batch.chunks:
+            arrays = {name: array for name, array in chunk.kept.arrays().items() if name != "refused"}
             if not self._coded:
                 arrays["ids"] = arrays["ids"].view(np.uint32)  # -1 becomes the unused id
             # A chunk of what a teacher wrote goes from document to document with every token.

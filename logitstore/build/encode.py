@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import deque
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -15,6 +16,7 @@ from logitstore.device import encode_chunks
 from logitstore.errors import CorruptDataError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from logitstore.build.gather import GatheredRows
@@ -30,12 +32,14 @@ _BLOCK_ENTRIES = 1 << 24
 class ChunkEncoder:
     """Encode rows in order, in the writer's thread, on a stream of its own.
 
+    Chunks of a Zarr store are of so many rows each, whatever the documents; those of a tar begin with every document.
+
     Parameters
     ----------
     manifest
         Of the store.
     committed_rows
-        Rows that are on disk; they end with a chunk, and are passed over.
+        Rows that are on disk; they end with a chunk, of tars with a document, and are passed over.
     holds_maximum
         Whether every row keeps its most probable id.
     watch
@@ -53,6 +57,7 @@ class ChunkEncoder:
         self._watch = watch
         names = {manifest.values + "s": "values", "ids": "ids", "counts": "counts"}
         self._fields = {names[field.name]: field for field in manifest.row_fields if field.name in names}
+        self._chunk_rows = self._fields["ids"].chunk_rows
         self.chunks: dict[str, deque[bytes]] = {field.name: deque() for field in self._fields.values()}
         self._next_row = committed_rows
         self._left: dict[str, torch.Tensor] = {}
@@ -66,30 +71,42 @@ class ChunkEncoder:
         CorruptDataError
             A row breaks a rule.
         """
-        skip = max(0, self._next_row - rows.first_row)
+        skip = max(0, self._next_row - rows.first_rows[0])
         if skip >= len(rows.lse):
             return
         with self._watch.measure("encode"), self._behind(rows):
             entries = {name: tensor[skip:] for name, tensor in rows.entries.items()}
             self._check(entries, rows.lse[skip:])
-            self._next_row = rows.first_row + len(rows.lse)
             if self._left:
                 entries = {name: torch.cat([self._left[name], tensor]) for name, tensor in entries.items()}
-            whole = len(entries["ids"]) // self._fields["ids"].chunk_rows * self._fields["ids"].chunk_rows
-            self._encode({name: tensor[:whole] for name, tensor in entries.items()})
-            self._left = {name: tensor[whole:].clone() for name, tensor in entries.items()}
+            sizes = self._chunk_sizes(rows.first_rows, len(entries["ids"]))
+            self._next_row = rows.first_rows[-1]
+            self._encode(entries, sizes)
+            done = sum(sizes)
+            self._left = {name: tensor[done:].clone() for name, tensor in entries.items() if done < len(tensor)}
 
     def finish(self) -> None:
         """Encode what is left, padded to a chunk."""
-        if not self._left or not len(self._left["ids"]):
+        if not self._left:
             return
         with self._watch.measure("encode"), self._behind(None):
             padded = {}
             for name, tensor in self._left.items():
-                missing = self._fields[name].chunk_rows - len(tensor)
+                missing = self._chunk_rows - len(tensor)
                 padded[name] = torch.cat([tensor, tensor.new_full((missing, tensor.shape[1]), ENTRIES[name][1])])
             self._left = {}
-            self._encode(padded)
+            self._encode(padded, [self._chunk_rows])
+
+    def _chunk_sizes(self, first_rows: Sequence[int], rows: int) -> list[int]:
+        """Return the rows of each chunk that so many rows fill, which end where the last document does."""
+        if self._manifest.container == "zarr":
+            return [self._chunk_rows] * (rows // self._chunk_rows)
+        documents = pairwise(row for row in first_rows if row >= self._next_row)
+        return [
+            min(self._chunk_rows, stop - row)
+            for start, stop in documents
+            for row in range(start, stop, self._chunk_rows)
+        ]
 
     def _behind(self, rows: GatheredRows | None) -> AbstractContextManager[object]:
         """Work on the own stream, behind what fills the rows."""
@@ -101,15 +118,15 @@ class ChunkEncoder:
                 tensor.record_stream(self._stream)
         return contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
-    def _encode(self, entries: dict[str, torch.Tensor]) -> None:
+    def _encode(self, entries: dict[str, torch.Tensor], sizes: list[int]) -> None:
         for name, tensor in entries.items():
             field = self._fields[name]
             kind: Literal["ids", "values"] = "ids" if name == "ids" else "values"
-            chunk_rows = field.chunk_rows
-            step = chunk_rows * max(1, _BLOCK_ENTRIES // (chunk_rows * tensor.shape[1]))
-            for start in range(0, len(tensor), step):
-                block = tensor[start : start + step]
-                self.chunks[field.name].extend(encode_chunks(block, kind, chunk_rows, vocab_size=field.vocab_size))
+            start = 0
+            for block in _blocks(sizes, _BLOCK_ENTRIES // tensor.shape[1]):
+                rows = tensor[start : start + sum(block)]
+                start += len(rows)
+                self.chunks[field.name].extend(encode_chunks(rows, kind, block, vocab_size=field.vocab_size))
 
     def _check(self, entries: dict[str, torch.Tensor], lse: torch.Tensor) -> None:
         step = max(1, _BLOCK_ENTRIES // entries["ids"].shape[1])
@@ -122,6 +139,20 @@ class ChunkEncoder:
             if broken is not None:
                 row, rule = broken
                 raise CorruptDataError(f"the teacher's rows break the rule {rule}", row=self._next_row + start + row)
+
+
+def _blocks(sizes: list[int], rows: int) -> Iterator[list[int]]:
+    """Yield consecutive chunks, as many as have so many rows together, or else one."""
+    block: list[int] = []
+    held = 0
+    for size in sizes:
+        if block and held + size > rows:
+            yield block
+            block, held = [], 0
+        block.append(size)
+        held += size
+    if block:
+        yield block
 
 
 def broken_row(

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from logitstore.build.gather import Gatherer
 from logitstore.build.transfer import DeviceClock, HostCopy, ToHost, columns_of
-from logitstore.errors import CorruptDataError
 from logitstore.select import SelectedRows, select_rows
 from logitstore.teacher import plan_batches
+from logitstore.teacher.teacher import to_device
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,6 +83,8 @@ class Extractor:
         Who, and what to keep.
     watch
         Gets the seconds of ``forward`` and ``selection``.
+    gather
+        Whether entries stay on the device until it encodes them.
 
     Attributes
     ----------
@@ -89,13 +92,15 @@ class Extractor:
         Where the seconds go; what the teacher said in sum.
     tokens
         Tokens of the documents run so far.
-    gathers
-        Whether entries stay on the device until it encodes them.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Entries are to stay on the device, which does not encode with the configuration's codec.
     """
 
-    gathers: ClassVar[bool] = False
-
-    def __init__(self, teacher: Teacher, config: BuildConfig, watch: Stopwatch) -> None:
+    def __init__(self, teacher: Teacher, config: BuildConfig, watch: Stopwatch, *, gather: bool = False) -> None:
+        self._gatherer = Gatherer(config, teacher.vocab_size) if gather else None
         self._teacher = teacher
         self._config = config
         self.clock = DeviceClock(teacher.device, watch)
@@ -104,14 +109,37 @@ class Extractor:
         self._to_host = ToHost()
 
     @property
+    def gathers(self) -> bool:
+        """Whether entries stay on the device until it encodes them."""
+        return self._gatherer is not None
+
+    @property
     def tokenizer(self) -> Any:
         """The teacher's tokenizer."""
         return self._teacher.tokenizer
 
     def run(self, window: Window, committed_rows: int) -> Iterator[Window | ExtractedBatch | None]:
-        """Yield the window, then its batches; None where there is only progress to tell."""
+        """Yield the window, then its batches; None where there is only progress to tell.
+
+        Where entries stay on the device, all rows come at once, behind the last batch.
+        """
         yield window
-        yield from self.batches(window, committed_rows)
+        if self._gatherer is None:
+            yield from self.batches(window, committed_rows)
+        elif window.first_rows[-1] > committed_rows:
+            yield from self._gathered(self._gatherer, window, committed_rows)
+
+    def _gathered(
+        self, gatherer: Gatherer, window: Window, committed_rows: int
+    ) -> Iterator[Window | ExtractedBatch | None]:
+        gatherer.lay_out(window.first_rows)
+        documents: list[int] = []
+        chunks: list[ExtractedChunk] = []
+        for batch in self.batches(window, committed_rows):
+            documents += batch.documents
+            chunks += batch.chunks
+            yield None
+        yield ExtractedBatch(tuple(documents), tuple(chunks), gatherer.take(self._teacher.device))
 
     def estimated_rows(self, counters: CorpusCounters) -> int | None:
         """Rows of all windows, judged by what was read so far; None if unknown."""
@@ -132,7 +160,6 @@ class Extractor:
         rows = self._teacher.forward_rows(
             [document.tokens for document in documents], rows_per_chunk=self._config.rows_per_chunk, needed=needed
         )
-        first_rows = np.array(window.first_rows) - window.cursor.row
         chunks = []
         while True:
             with self.clock.measure("forward"):
@@ -142,37 +169,29 @@ class Extractor:
             numbers = np.array(batch)[logits.documents]
             with self.clock.measure("selection"):
                 kept = self._select(window, numbers, logits)
-            chunks.append(ExtractedChunk(numbers, logits.rows, self._send(kept, first_rows[numbers] + logits.rows)))
+            chunks.append(ExtractedChunk(numbers, logits.rows, self._send(kept, numbers, logits.rows)))
         self.tokens += sum(len(document.tokens) for document in documents)
         return ExtractedBatch(tuple(batch), tuple(chunks))
 
-    def _send(self, kept: SelectedRows, places: NDArray[np.int64]) -> HostCopy:  # noqa: ARG002
-        """Start bringing rows to the host, given where in the window each is."""
-        return self._to_host.copy(columns_of(kept))
+    def _send(self, kept: SelectedRows, numbers: NDArray[np.int64], rows: NDArray[np.int64]) -> HostCopy:
+        """Start bringing rows to the host, or what it needs of them, given the document and row of it each is."""
+        return self._to_host.copy(
+            columns_of(kept) if self._gatherer is None else self._gatherer.put(kept, numbers, rows)
+        )
 
     def _select(self, window: Window, numbers: NDArray[np.int64], logits: LogitRows) -> SelectedRows:
         keys = None
         if self._config.selection.samples is not None:
-            keys = torch.from_numpy(self._row_keys(window, numbers, logits.rows)).to(logits.logits.device)
-        try:
-            kept = select_rows(
-                logits.logits, self._config.selection, logits.labels, keys,
-                values=self._config.values, temperatures=self._config.temperatures,
-            )  # fmt: skip
-        except CorruptDataError as error:
-            if error.row is None:
-                raise
-            number, row = int(numbers[error.row]), int(logits.rows[error.row])
-            raise CorruptDataError(
-                f"{error.message} (row {row} of document {window.documents[number].key!r})",
-                row=self._row_in_store(window, number, row),
-            ) from None
+            keys = to_device(self._row_keys(window, numbers, logits.rows), logits.logits.device)
+        # To hear whether a row is to be refused, this thread would wait for the device, and the device then for it:
+        # the writer's asks, when the rows have arrived.
+        kept = select_rows(
+            logits.logits, self._config.selection, logits.labels, keys,
+            values=self._config.values, temperatures=self._config.temperatures, check=False,
+        )  # fmt: skip
         self.tally.add(kept, self._config.values)
         return kept
 
     def _row_keys(self, window: Window, numbers: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return what draws depend on: the row's number in the store, the same however the documents are batched."""
         return np.array(window.first_rows)[numbers] + rows
-
-    def _row_in_store(self, window: Window, number: int, row: int) -> int | None:
-        return window.first_rows[number] + row

@@ -213,6 +213,7 @@ def _written(
             ready = assembler.ready()
         else:
             assert assembler is not None
+            assembler.require_sound(item)
             if encoder is not None and item.gathered is not None:
                 encoder.add(item.gathered)
             ready = assembler.add(item)

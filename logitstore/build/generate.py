@@ -6,18 +6,18 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from logitstore.build.extract import ExtractedBatch, ExtractedChunk, Extractor
 from logitstore.build.generation import generation_settings, new_tokens
-from logitstore.build.transfer import columns_of
 from logitstore.build.windows import Window
 from logitstore.errors import CorruptDataError
 from logitstore.teacher import Decoding, require_decoding
+from logitstore.teacher.teacher import to_device
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import torch
     from numpy.typing import NDArray
 
     from logitstore.build.config import BuildConfig
@@ -39,8 +39,8 @@ class GeneratingExtractor(Extractor):
         The teacher cannot write.
     """
 
-    def __init__(self, teacher: Teacher, config: BuildConfig, watch: Stopwatch) -> None:
-        super().__init__(teacher, config, watch)
+    def __init__(self, teacher: Teacher, config: BuildConfig, watch: Stopwatch, *, gather: bool = False) -> None:
+        super().__init__(teacher, config, watch, gather=gather)
         assert config.generation is not None
         require_decoding(teacher)
         self._sampling = config.generation.sampling
@@ -71,7 +71,8 @@ class GeneratingExtractor(Extractor):
                 break
             with self.clock.measure("selection"):
                 kept = self._select(window, logits.documents, logits)
-            chunks.append(ExtractedChunk(logits.documents, logits.rows, self._to_host.copy(columns_of(kept))))
+            sent = self._send(kept, logits.documents, logits.rows)
+            chunks.append(ExtractedChunk(logits.documents, logits.rows, sent))
             self.tokens = max(self.tokens, first_row + decoding.tokens - committed_rows)
             yield None
         documents = tuple(
@@ -86,7 +87,12 @@ class GeneratingExtractor(Extractor):
         self._row = written.first_rows[-1]
         self._written = (self._written[0] + len(documents), self._written[1] + self._row - first_row)
         yield written
-        yield ExtractedBatch(tuple(range(len(documents))), tuple(chunks))
+        gathered = None
+        if self._gatherer is not None:
+            # Only now is it known where the store has each document.
+            self._gatherer.lay_out(written.first_rows)
+            gathered = self._gatherer.take(self._teacher.device)
+        yield ExtractedBatch(tuple(range(len(documents))), tuple(chunks), gathered)
 
     def estimated_rows(self, counters: CorpusCounters) -> int | None:
         """Rows of all windows, judged by what was written so far."""
@@ -98,7 +104,7 @@ class GeneratingExtractor(Extractor):
         return round(prompts * self._config.generation.samples_per_prompt * rows / documents)
 
     def _choose(self, window: Window, logits: torch.Tensor, sequences: NDArray[np.int64], step: int) -> torch.Tensor:
-        documents = torch.from_numpy(window.cursor.document + sequences).to(logits.device)
+        documents = to_device(window.cursor.document + sequences, logits.device)
         try:
             return self._sampling.choose(logits, documents, step)
         except CorruptDataError as error:
@@ -110,6 +116,3 @@ class GeneratingExtractor(Extractor):
     def _row_keys(self, window: Window, numbers: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
         # While a batch is written, nobody knows how many rows lie before its documents.
         return ((window.cursor.document + numbers) << _ROW_BITS) + rows
-
-    def _row_in_store(self, window: Window, number: int, row: int) -> int | None:  # noqa: ARG002
-        return None

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Literal
 
 from logitstore.build.extract import Extractor
 from logitstore.build.flow import write_store
-from logitstore.build.gather import GatheringExtractor
 from logitstore.build.generate import GeneratingExtractor
 from logitstore.build.generation import iter_prompt_windows
 from logitstore.build.identity import require_same_build, start_manifest, versions
@@ -103,8 +102,9 @@ def build(
         Threads that encode.
     encode
         ``"host"``: by those threads. ``"device"``: where the teacher is, so that what crosses over is compressed; the
-        bytes are the same. Entries of a window stay on the device meanwhile (256 MiB, or those of one batch), of as
-        many windows as wait for the writer, about six. For Zarr, the exact codec, and a teacher that reads.
+        bytes are the same. Entries of a window stay on the device meanwhile (256 MiB, or those of one batch; of a
+        teacher that writes always those of one batch, for a moment twice), of as many windows as wait for the writer,
+        about six. For the exact codec.
     command
         Kept in ``build.json``.
     on_progress
@@ -121,6 +121,8 @@ def build(
     --------
     >>> build(BuildConfig(teacher, corpus, Selection(top_k=64)), Path("teacher.zarr"))  # doctest: +SKIP
     """
+    if encode not in ("host", "device"):
+        raise InvalidArgumentError(f"encode is 'host' or 'device', found {encode!r}")
     if resume and overwrite:
         raise InvalidArgumentError("resume goes on with a store, overwrite replaces it; ask for one of them")
     started = datetime.now(UTC)
@@ -133,7 +135,8 @@ def build(
         teacher = load_teacher(config.teacher)
     config = config.with_seq_len_of(teacher.max_length)
     manifest = start_manifest(config, teacher)
-    extractor = _kind_of_extractor(config, encode)(teacher, config, watch)
+    kind = Extractor if config.generation is None else GeneratingExtractor
+    extractor = kind(teacher, config, watch, gather=encode == "device")
     if going_on:
         found = Manifest.read(out)
         require_same_build(found, manifest, out)
@@ -176,14 +179,6 @@ def build(
         perplexity=extractor.tally.perplexity,
         counters=counters,
     )
-
-
-def _kind_of_extractor(config: BuildConfig, encode: str) -> type[Extractor]:
-    if encode not in ("host", "device"):
-        raise InvalidArgumentError(f"encode is 'host' or 'device', found {encode!r}")
-    if encode == "device":
-        return GatheringExtractor
-    return Extractor if config.generation is None else GeneratingExtractor
 
 
 def _windows(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DeviceClock", "HostCopy", "ToHost", "columns_of"]
 
-_NAMES = ("ids", "values", "lse", "label_logprob", "counts", "lse_T")
+_NAMES = ("ids", "values", "lse", "label_logprob", "counts", "lse_T", "refused")
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,11 @@ class EncodedDocument:
 
 
 def encode_document(
-    header: DocumentHeader, fields: Sequence[Field], rows: RowBatch, coder: RowCoder
+    header: DocumentHeader,
+    fields: Sequence[Field],
+    rows: RowBatch,
+    coder: RowCoder,
+    coded: Mapping[str, Sequence[bytes]] | None = None,
 ) -> EncodedDocument:
     """Encode all rows of a document.
 
@@ -97,6 +101,8 @@ def encode_document(
         The rows.
     coder
         Codes ids, values and counts.
+    coded
+        Chunks of these by array, if they are coded already.
 
     Raises
     ------
@@ -106,14 +112,18 @@ def encode_document(
     table: list[bytes] = []
     chunks: list[bytes] = []
     sizes: dict[str, int] = {}
-    # The document as a whole belongs to the codebooks of its first row.
-    coded = [
-        coder.encode(header.first_row, {field.name: array_of(rows, field.name)[part] for field in coder.fields})
-        for part in _slices(len(rows), coder.fields[0].chunk_rows)
-    ]
+    losses: list[LossMeter] = []
+    if coded is None:
+        # The document as a whole belongs to the codebooks of its first row.
+        found = [
+            coder.encode(header.first_row, {field.name: array_of(rows, field.name)[part] for field in coder.fields})
+            for part in _slices(len(rows), coder.fields[0].chunk_rows)
+        ]
+        coded = {field.name: [part.chunks[field.name] for part in found] for field in coder.fields}
+        losses = [part.loss for part in found if part.loss is not None]
     for field in fields:
         if field in coder.fields:
-            parts = [chunk.chunks[field.name] for chunk in coded]
+            parts = list(coded[field.name])
         else:
             array = array_of(rows, field.name)
             parts = [field.encode_chunk(array[part]) for part in _slices(len(array), field.chunk_rows)]
@@ -129,7 +139,6 @@ def encode_document(
             f"{header.rows} rows and {header.temperatures} temperatures do not fit a document file: use a smaller "
             "seq_len or fewer temperatures"
         )
-    losses = [chunk.loss for chunk in coded if chunk.loss is not None]
     return EncodedDocument(b"".join([header.pack(len(fields), packed), packed, *chunks]), sizes, losses)
 
 

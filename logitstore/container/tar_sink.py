@@ -9,7 +9,6 @@ from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
 import google_crc32c
-import numpy as np
 
 from logitstore import layout
 from logitstore.container.document import DocumentHeader, EncodedDocument, encode_document
@@ -21,7 +20,7 @@ from logitstore.container.tar_index import IndexRecord, shard_name, tar_key
 from logitstore.errors import InvalidArgumentError, LogitStoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from concurrent.futures import Executor, Future
     from pathlib import Path
 
@@ -43,10 +42,20 @@ class TarSink:
 
     A shard takes documents until the next one would make it longer than ``shard_bytes`` of the manifest; it holds at
     least one.
+
+    ``coded`` has chunks of ids, values and counts that are encoded elsewhere, by array: at any time at least those of
+    the documents taken so far, none of documents that are committed.
     """
 
     def __init__(
-        self, path: Path, manifest: Manifest, coder: RowCoder, pool: Executor, backlog: int, watch: Stopwatch
+        self,
+        path: Path,
+        manifest: Manifest,
+        coder: RowCoder,
+        pool: Executor,
+        backlog: int,
+        watch: Stopwatch,
+        coded: Mapping[str, deque[bytes]] | None = None,
     ) -> None:
         self.record_bytes = tar_record_bytes_for(manifest.row_fields)
         self.bytes_written = 0
@@ -54,6 +63,7 @@ class TarSink:
         self._path = path
         self._manifest = manifest
         self._coder = coder
+        self._coded = coded
         self._fields = manifest.row_fields
         self._pool = pool
         self._backlog = backlog
@@ -77,7 +87,7 @@ class TarSink:
         """See `ShardSink`."""
         # Shards end with documents: what is committed of a document is all of it.
         if entry.skip < len(entry.rows):
-            self._pending.append((entry, self._pool.submit(self._encode, entry)))
+            self._pending.append((entry, self._pool.submit(self._encode, entry, self._coded_chunks(entry))))
         while self._pending and (len(self._pending) > self._backlog or self._pending[0][1].done()):
             yield from self._write_oldest()
 
@@ -89,14 +99,20 @@ class TarSink:
             tar = self._tar
             yield lambda: self._seal(tar, tar.next_entry(None))
 
-    def _encode(self, entry: Entry) -> EncodedDocument:
+    def _coded_chunks(self, entry: Entry) -> dict[str, list[bytes]] | None:
+        if self._coded is None:
+            return None
+        chunks = -(-len(entry.rows) // self._coder.fields[0].chunk_rows)
+        return {name: [coded.popleft() for _ in range(chunks)] for name, coded in self._coded.items()}
+
+    def _encode(self, entry: Entry, coded: dict[str, list[bytes]] | None) -> EncodedDocument:
         manifest = self._manifest
         header = DocumentHeader(
             bytes.fromhex(manifest.store_id), entry.document, entry.first_row, len(entry.rows), manifest.slots,
             manifest.vocab_size, len(manifest.temperatures),
         )  # fmt: skip
         with self._watch.measure("encode"):
-            return encode_document(header, self._fields, entry.rows, self._coder)
+            return encode_document(header, self._fields, entry.rows, self._coder, coded)
 
     def _write_oldest(self) -> Iterator[Callable[[], Commit]]:
         entry, future = self._pending[0]
@@ -200,7 +216,7 @@ class _TarWriter:
 
     def count(self, entry: Entry) -> int:
         """Count and return the entries of a document."""
-        found = int(np.count_nonzero(entry.rows.ids != layout.UNUSED_ID))
+        found = entry.rows.entries_in(0, len(entry.rows))
         self.entries += found
         return found
 

@@ -93,8 +93,8 @@ class StoreWriter:
     bound
         Of the values that are appended, if they have been quantised before.
     coded
-        Chunks that are encoded elsewhere, see `ZarrSink`; rows are then `RowsCodedElsewhere`, and their entries have
-        been checked.
+        Chunks that are encoded elsewhere, see `ZarrSink` and `TarSink`; rows are then `RowsCodedElsewhere`, and their
+        entries have been checked.
 
     Attributes
     ----------
@@ -133,7 +133,7 @@ class StoreWriter:
         backlog = 2 * workers
         coder = RowCoder(manifest.row_fields)
         self._sink: ShardSink = (
-            TarSink(path, manifest, coder, self._pool, backlog, self._watch)
+            TarSink(path, manifest, coder, self._pool, backlog, self._watch, coded)
             if manifest.container == "webdataset"
             else ZarrSink(path, path / DOCUMENTS_FILE, manifest, coder, self._pool, backlog, self._watch, coded)
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -15,6 +16,8 @@ from logitstore.device.decode import runs_on
 from logitstore.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -73,7 +76,7 @@ def encode_chunk(
 def encode_chunks(
     array: Tensor,
     kind: Literal["ids", "values"],
-    chunk_rows: int,
+    chunk_rows: int | Sequence[int],
     *,
     vocab_size: int = 0,
     kernels: bool | None = None,
@@ -81,7 +84,7 @@ def encode_chunks(
     """Encode rows as chunks; the same bytes as `logitstore.codec.encode` makes of each.
 
     Only coded bytes and row tables go to the host, where headers and checksums are made. All chunks are coded at once:
-    those of long rows have few, with which a device would have nothing to do.
+    those of long rows, or of short documents, have few rows, with which a device would have nothing to do.
 
     Parameters
     ----------
@@ -91,7 +94,8 @@ def encode_chunks(
     kind
         Which of the two.
     chunk_rows
-        Rows of a chunk. The last one has what is left; no rows make one chunk.
+        Rows of a chunk, of which the last one has what is left, and no rows make one chunk. Or the rows of each chunk,
+        ``R`` together.
     vocab_size
         For ``ids``: the bound they are checked against, 1 to 2^31.
     kernels
@@ -107,19 +111,22 @@ def encode_chunks(
     >>> ids = torch.tensor([[2, 3, 9], [5, -1, -1], [0, 1, -1]], dtype=torch.int32)
     >>> len(encode_chunks(ids, "ids", 2, vocab_size=10))
     2
+    >>> encode_chunks(ids, "ids", [2, 1], vocab_size=10) == encode_chunks(ids, "ids", 2, vocab_size=10)
+    True
     """
     types = (torch.int32,) if kind == "ids" else (torch.float16, torch.uint8)
-    if array.dtype not in types or array.ndim != 2 or not array.shape[1] or chunk_rows < 1:
+    fits = array.dtype in types and array.ndim == 2 and array.shape[1] > 0
+    spans = _spans(len(array), chunk_rows) if fits else []
+    if not spans:
         raise InvalidArgumentError(
             f"{kind} are {' or '.join(map(str, types))} of shape (rows, slots) with at least one slot, in chunks of at "
             f"least one row; found {array.dtype} of shape {tuple(array.shape)}, {chunk_rows} rows a chunk"
         )
-    spans = [(start, min(start + chunk_rows, len(array))) for start in range(0, max(1, len(array)), chunk_rows)]
     if not (runs_on(array.device) if kernels is None else kernels) or not len(array) or array.numel() >= 1 << 31:
         host = array.cpu().contiguous().numpy()
         host = host.view(np.uint32) if kind == "ids" else host
         return [encode(host[start:stop], kind, vocab_size=vocab_size) for start, stop in spans]
-    rows = _gaps(array, vocab_size, chunk_rows) if kind == "ids" else _keys(array, spans)
+    rows = _gaps(array, vocab_size, spans) if kind == "ids" else _keys(array, spans)
     counts, bases = _on_host(rows.counts, rows.bases)
     counts, bases = counts.astype(np.int64), bases.astype(np.uint32)
     log2s = np.array([block_log2_for(kind, int(counts[start:stop].sum()), stop - start) for start, stop in spans])
@@ -127,10 +134,10 @@ def encode_chunks(
     for log2 in np.unique(log2s).tolist():
         numbers = np.flatnonzero(log2s == log2)
         own = np.concatenate([np.arange(*spans[number]) for number in numbers])
-        written = _write(rows.select(own), chunk_rows, 1 << log2)
-        for place, number in enumerate(numbers.tolist()):
+        sizes = np.array([spans[number][1] - spans[number][0] for number in numbers])
+        written = _write(rows.select(own), sizes, 1 << log2)
+        for place, (number, first) in enumerate(zip(numbers.tolist(), (sizes.cumsum() - sizes).tolist(), strict=True)):
             start, stop = spans[number]
-            first = place * chunk_rows
             words = written.words[written.first_words[place] : written.first_words[place + 1]]
             chunks[number] = assemble_chunk(
                 kind, _DTYPES[array.dtype], log2, int(written.bases[place]), (stop - start, array.shape[1]),
@@ -140,7 +147,17 @@ def encode_chunks(
     return chunks
 
 
-def _gaps(ids: Tensor, bound: int, chunk_rows: int) -> _Residuals:
+def _spans(rows: int, chunk_rows: int | Sequence[int]) -> list[tuple[int, int]]:
+    """Return where chunks begin and end; nothing if they cannot be so."""
+    if isinstance(chunk_rows, int):
+        if chunk_rows < 1:
+            return []
+        return [(start, min(start + chunk_rows, rows)) for start in range(0, max(1, rows), chunk_rows)]
+    ends = np.cumsum(chunk_rows).tolist()
+    return list(pairwise([0, *ends])) if min(chunk_rows, default=0) > 0 and ends[-1] == rows else []
+
+
+def _gaps(ids: Tensor, bound: int, spans: list[tuple[int, int]]) -> _Residuals:
     if not 1 <= bound <= layout.MAX_VOCAB_SIZE:
         raise InvalidArgumentError(f"ids need a vocabulary size of 1 to 2^31, found {bound}")
     used = ids != _UNUSED_ID
@@ -153,7 +170,7 @@ def _gaps(ids: Tensor, bound: int, chunk_rows: int) -> _Residuals:
         row = int(torch.nonzero(broken)[0])
         raise InvalidArgumentError(
             f"ids of a row are ascending, unique, below the vocabulary size {bound}, with unused slots last; "
-            f"row {row % chunk_rows} of the chunk is {ids[row, :8].tolist()}…"
+            f"row {row - max(start for start, _ in spans if start <= row)} of the chunk is {ids[row, :8].tolist()}…"
         )
     gaps = torch.where(used, ids - before - 1, 0)
     return _Residuals(gaps, counts, torch.zeros_like(counts), np.zeros(len(ids), np.int64))
@@ -181,16 +198,17 @@ def _keys(values: Tensor, spans: list[tuple[int, int]]) -> _Residuals:
     return _Residuals(torch.where(used, keys - bases[:, None], 0), counts, bases, shifts)
 
 
-def _write(rows: _Residuals, chunk_rows: int, block: int) -> _Written:
-    """Code chunks of so many rows, but for the last one, each beginning with a word of its own."""
+def _write(rows: _Residuals, sizes: NDArray[np.int64], block: int) -> _Written:
+    """Code chunks of so many rows, each beginning with a word of its own."""
     from logitstore.device.encode_kernels import best_parameters, row_lengths, write_rows
 
     residuals, counts = rows.residuals.contiguous(), rows.counts.contiguous()
     count, slots = residuals.shape
     stride = -(-slots // block)
     device = residuals.device
-    chunk = torch.arange(count, device=device) // chunk_rows
-    chunks = -(-count // chunk_rows)
+    chunks = len(sizes)
+    chunk = torch.from_numpy(np.repeat(np.arange(chunks), sizes)).to(device)
+    first_rows = torch.from_numpy(sizes.cumsum() - sizes).to(device)
     parameters = torch.zeros((count, stride), dtype=torch.int32, device=device)
     places = torch.empty((count, stride), dtype=torch.int64, device=device)
     quotients, lengths = (torch.empty(count, dtype=torch.int64, device=device) for _ in range(2))
@@ -210,7 +228,7 @@ def _write(rows: _Residuals, chunk_rows: int, block: int) -> _Written:
         if longest > layout.MAX_PAYLOAD_WORDS:
             raise InvalidArgumentError(f"a chunk has fewer words, found {longest}: use fewer rows per chunk")
         first = torch.cat([ends.new_zeros(1), ends[:-1]])
-        starts = 32 * first[chunk] + before - before[::chunk_rows][chunk]
+        starts = 32 * first[chunk] + before - before[first_rows][chunk]
         words = torch.zeros(int(first_words[-1]), dtype=torch.int32, device=device)
         write_rows[(count,)](
             residuals, counts, own, places, quotients, lengths, starts, words, slots, stride, BLOCK=block,

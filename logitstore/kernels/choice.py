@@ -8,7 +8,7 @@ import torch
 
 from logitstore.errors import InvalidArgumentError
 
-__all__ = ["VARIABLE", "use_kernels"]
+__all__ = ["VARIABLE", "kernels_are_on", "use_kernels"]
 
 VARIABLE = "LOGITSTORE_KERNELS"
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -34,9 +34,7 @@ def use_kernels(logits: torch.Tensor) -> bool:
     >>> use_kernels(torch.zeros(2, 8))
     False
     """
-    mode = os.environ.get(VARIABLE, "off")
-    if mode not in ("auto", "off", "on"):
-        raise InvalidArgumentError(f"{VARIABLE} must be auto, on or off, not {mode!r}")
+    mode = _mode()
     if mode == "off" or logits.dtype not in _DTYPES or not 0 < logits.shape[-1] < _MAX_WIDTH:
         return False
     if not (logits.is_cuda or (mode == "on" and os.environ.get("TRITON_INTERPRET") == "1")):
@@ -44,6 +42,24 @@ def use_kernels(logits: torch.Tensor) -> bool:
     if not _has_triton() and mode == "on":
         raise InvalidArgumentError(f"{VARIABLE}=on needs Triton: pip install logitstore[gpu]")
     return _has_triton()
+
+
+def kernels_are_on() -> bool:
+    """Return whether ``LOGITSTORE_KERNELS`` lets kernels run where they can.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If it is none of auto, on, off.
+    """
+    return _mode() != "off"
+
+
+def _mode() -> str:
+    mode = os.environ.get(VARIABLE, "off")
+    if mode not in ("auto", "off", "on"):
+        raise InvalidArgumentError(f"{VARIABLE} must be auto, on or off, not {mode!r}")
+    return mode
 
 
 @cache

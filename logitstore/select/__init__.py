@@ -12,8 +12,9 @@ tensor([[-0.7817, -0.7817]], dtype=torch.float16)
 from __future__ import annotations
 
 from logitstore.select.hidden import select_hidden
+from logitstore.select.refused import refused_row
 from logitstore.select.rows import SelectedRows, Values, select_rows
 from logitstore.select.sampling import Sampling
 from logitstore.select.selection import Selection
 
-__all__ = ["Sampling", "SelectedRows", "Selection", "Values", "select_hidden", "select_rows"]
+__all__ = ["Sampling", "SelectedRows", "Selection", "Values", "refused_row", "select_hidden", "select_rows"]

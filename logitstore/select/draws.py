@@ -23,7 +23,8 @@ def uniforms(seed: int, row_keys: torch.Tensor, count: int, first: int = 0) -> t
     With ``mix`` the output function of splitmix64 and all arithmetic modulo 2^64:
     ``state = mix(mix(seed + GAMMA) ^ row_key)`` and ``u[j] = (mix(state + (j + 1) * GAMMA) >> 11) * 2**-53``.
     """
-    seed_state = _mix(torch.tensor(seed, dtype=torch.int64, device=row_keys.device) + _GAMMA)
+    # Not `torch.tensor`, which would wait for the device.
+    seed_state = _mix(torch.full((), seed, dtype=torch.int64, device=row_keys.device) + _GAMMA)
     state = _mix(seed_state ^ row_keys.long())
     steps = torch.arange(first + 1, first + count + 1, device=row_keys.device) * _GAMMA
     return _shift_right(_mix(state[:, None] + steps), 11).double() * 2.0**-53
@@ -37,7 +38,7 @@ def draw_ids(logits: torch.Tensor, seed: int, row_keys: torch.Tensor, samples: i
     Parameters
     ----------
     logits
-        ``(n, V)`` float32 without NaN and with a finite maximum per row.
+        ``(n, V)`` float32. Draws mean nothing where a row has NaN or no finite maximum.
     seed
         Seed of the store.
     row_keys
@@ -56,7 +57,8 @@ def draw_ids(logits: torch.Tensor, seed: int, row_keys: torch.Tensor, samples: i
     # below the total: with u at most 1 - 2^-53, u * total is at most half a unit in the last place from the next lower
     # float64.
     target = uniforms(seed, row_keys, samples) * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True)
+    # Only in a row with NaN is there one at V.
+    return torch.searchsorted(cumulative, target, right=True).clamp_(max=logits.shape[1] - 1)
 
 
 def count_entries(drawn: torch.Tensor, top: torch.Tensor | None, slots: int) -> tuple[torch.Tensor, torch.Tensor]:

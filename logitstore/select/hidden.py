@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from logitstore.errors import CorruptDataError, InvalidArgumentError
-from logitstore.select.rows import SelectedRows, Values, join_rows, select_rows
+from logitstore.errors import InvalidArgumentError
+from logitstore.select.refused import require_labels
+from logitstore.select.rows import SelectedRows, Values, checked, join_rows, select_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,6 +71,7 @@ def select_hidden(
     step = max(1, _CHUNK_LOGITS // V) if chunk_rows is None else chunk_rows
     if step < 1:
         raise InvalidArgumentError(f"chunk_rows must be at least 1, not {chunk_rows}")
+    require_labels(labels, V)
     memory = hidden.new_empty(min(step, n), V)
     blocks = []
     for start in range(0, max(n, 1), step):
@@ -80,8 +82,7 @@ def select_hidden(
         else:
             torch.addmm(bias, hidden[rows], weight.T, out=logits)
         keys = None if row_keys is None else row_keys[rows]
-        try:
-            blocks.append(select_rows(logits, selection, labels[rows], keys, values=values, temperatures=temperatures))
-        except CorruptDataError as error:
-            raise CorruptDataError(error.message, row=start + (error.row or 0)) from None
-    return join_rows(blocks)
+        blocks.append(
+            select_rows(logits, selection, labels[rows], keys, values=values, temperatures=temperatures, check=False)
+        )
+    return checked(join_rows(blocks))

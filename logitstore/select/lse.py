@@ -2,9 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from logitstore.errors import CorruptDataError
-
-__all__ = ["log_sum_exp", "require_finite_rows"]
+__all__ = ["log_sum_exp"]
 
 _SUM_WIDTH = 128
 
@@ -37,14 +35,3 @@ def log_sum_exp(logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     whole = weights[:, : pieces * _SUM_WIDTH].view(n, pieces, _SUM_WIDTH).sum(2).sum(1)
     total = whole + weights[:, pieces * _SUM_WIDTH :].sum(1)
     return torch.add(largest.squeeze(1) / temperature, total.log())
-
-
-def require_finite_rows(lse: torch.Tensor) -> None:
-    """Raise `CorruptDataError` with the index of the first row whose ``lse`` is not finite."""
-    bad = ~lse.isfinite()
-    if bool(bad.any()):
-        row = int(bad.nonzero()[0])
-        raise CorruptDataError(
-            f"logits must be finite or -inf, with a finite maximum; the log-sum-exp of this row is {float(lse[row])}",
-            row=row,
-        )

@@ -1,15 +1,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from logitstore.errors import CorruptDataError, InvalidArgumentError
+from logitstore.errors import InvalidArgumentError
 from logitstore.kernels import use_kernels
 from logitstore.select.draws import count_entries, draw_ids
-from logitstore.select.lse import log_sum_exp, require_finite_rows
+from logitstore.select.lse import log_sum_exp
+from logitstore.select.refused import refusals, require_labels, require_sound
 from logitstore.select.top import UNUSED, nucleus_ids, top_k_ids, top_p_ids
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from logitstore.select.selection import Selection
 
-__all__ = ["SelectedRows", "Values", "join_rows", "select_rows"]
+__all__ = ["SelectedRows", "Values", "checked", "join_rows", "select_rows"]
 
 Values = Literal["logprob", "logit"]
 
@@ -25,7 +26,7 @@ Values = Literal["logprob", "logit"]
 # up to 16 bytes per logit.
 _BLOCK_LOGITS_CPU = 2**20
 _BLOCK_LOGITS_DEVICE = 2**26
-# The kernels have half a byte at 5 %; each block waits once for the device, to hear whether a row is to be refused.
+# The kernels have half a byte at 5 %.
 _BLOCK_LOGITS_KERNELS = 2**29
 
 _BELOW_FP16 = 65536.0
@@ -51,6 +52,8 @@ class SelectedRows:
         ``(n, K)`` uint8, draws per id, or None without draws.
     lse_T
         ``(n, m)`` float32, log-sum-exp of ``logits / T``, or None without temperatures.
+    refused
+        ``(n,)`` float32, not 0 where `select_rows` would have raised, for `refused_row`; None where it has looked.
     """
 
     ids: torch.Tensor
@@ -59,6 +62,7 @@ class SelectedRows:
     label_logprob: torch.Tensor
     counts: torch.Tensor | None = None
     lse_T: torch.Tensor | None = None
+    refused: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -73,6 +77,7 @@ def select_rows(
     *,
     values: Values = "logprob",
     temperatures: Sequence[float] = (),
+    check: bool = True,
 ) -> SelectedRows:
     """Reduce rows of logits to the entries that are stored.
 
@@ -95,6 +100,9 @@ def select_rows(
         Store log-probabilities or raw logits. The entries kept are the same.
     temperatures
         Further temperatures at which to record the log-sum-exp.
+    check
+        Whether to look at what labels and rows hold. Without, the caller vouches for the labels, and has yet to call
+        `refused_row` for the rows, with ``refused``: then nothing waits for the device, if kernels select.
 
     Raises
     ------
@@ -105,6 +113,8 @@ def select_rows(
         Its ``row`` is the index into ``logits``.
     """
     _check_arguments(logits, selection, labels, row_keys, values, temperatures)
+    if check:
+        require_labels(labels, logits.shape[1])
     n, V = logits.shape
     block_logits = _BLOCK_LOGITS_CPU if logits.device.type == "cpu" else _BLOCK_LOGITS_DEVICE
     select = _select_block
@@ -115,11 +125,16 @@ def select_rows(
     for start in range(0, max(n, 1), block):
         rows = slice(start, start + block)
         keys = None if row_keys is None else row_keys[rows]
-        try:
-            blocks.append(select(logits[rows], selection, labels[rows], keys, values, temperatures))
-        except CorruptDataError as error:
-            raise CorruptDataError(error.message, row=start + (error.row or 0)) from None
-    return join_rows(blocks)
+        blocks.append(select(logits[rows], selection, labels[rows], keys, values, temperatures))
+    joined = join_rows(blocks)
+    return checked(joined) if check else joined
+
+
+def checked(rows: SelectedRows) -> SelectedRows:
+    """Return rows that were selected without a check, or raise `CorruptDataError` for the first that is refused."""
+    if rows.refused is not None:
+        require_sound(rows.refused, rows.lse)
+    return replace(rows, refused=None)
 
 
 def _select_block(
@@ -133,7 +148,6 @@ def _select_block(
     V = logits.shape[1]
     logits = logits.detach().float().contiguous()
     lse = log_sum_exp(logits)
-    require_finite_rows(lse)
     floor = lse - _BELOW_FP16
     top = selection.top_entries(V)
 
@@ -149,8 +163,9 @@ def _select_block(
         ids, counts = count_entries(drawn, ids, selection.slots(V))
     assert ids is not None
 
-    ids, stored, counts = _stored_entries(logits, lse, ids, counts, values)
+    ids, stored, counts, refused = _stored_entries(logits, lse, ids, counts, values)
     return SelectedRows(
+        refused=refused,
         ids=ids,
         values=stored,
         lse=lse,
@@ -173,13 +188,15 @@ def _select_block_kernels(
 
     logits = logits.detach()
     lse, ids, stored = select_top(logits, selection.top_entries(logits.shape[1]), raw=values == "logit")
-    require_finite_rows(lse)
     if selection.top_p is not None:
         nucleus = nucleus_ids(logits, ids.long(), lse, selection.top_p)
-        ids, stored, _ = _stored_entries(logits, lse, nucleus, None, values)
+        ids, stored, _, refused = _stored_entries(logits, lse, nucleus, None, values)
     elif values == "logit":
-        _require_fp16_logits(stored, logits.gather(1, ids.long().clamp(min=0)), ids == UNUSED)
+        refused = refusals(lse, stored, logits.gather(1, ids.long().clamp(min=0)), ids == UNUSED)
+    else:
+        refused = refusals(lse)
     return SelectedRows(
+        refused=refused,
         ids=ids,
         values=stored,
         lse=lse,
@@ -190,36 +207,33 @@ def _select_block_kernels(
 
 def _stored_entries(
     logits: torch.Tensor, lse: torch.Tensor, ids: torch.Tensor, counts: torch.Tensor | None, values: Values
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Return int32 ids, float16 values and counts, unused slots last."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """Return int32 ids, float16 values and counts, unused slots last, and what rows are refused for."""
     kept_logits = logits.gather(1, ids.clamp(min=0)).float()
     logprobs = (kept_logits - lse[:, None]).half()
     unused = (ids == UNUSED) | logprobs.isinf()
-    stored = logprobs if values == "logprob" else kept_logits.half()
-    if values == "logit":
-        _require_fp16_logits(stored, kept_logits, unused)
-    if bool(unused.any()):
-        order = unused.to(torch.uint8).argsort(dim=1, stable=True)
-        ids = ids.masked_fill(unused, UNUSED).gather(1, order)
-        stored = stored.masked_fill(unused, -torch.inf).gather(1, order)
-        counts = None if counts is None else counts.masked_fill(unused, 0).gather(1, order)
-    return ids.to(torch.int32), stored, counts
+    if values == "logprob":
+        stored, refused = logprobs, refusals(lse)
+    else:
+        stored = kept_logits.half()
+        refused = refusals(lse, stored, kept_logits, unused)
+    # On a device, to hear whether there are any takes longer than to move them.
+    if logits.device.type != "cpu" or bool(unused.any()):
+        slots = (~unused).long().cumsum(1).sub_(1).masked_fill_(unused, unused.shape[1])
+        ids, stored = _packed(ids, slots, UNUSED), _packed(stored, slots, -torch.inf)
+        counts = None if counts is None else _packed(counts, slots, 0)
+    return ids.to(torch.int32), stored, counts, refused
+
+
+def _packed(column: torch.Tensor, slots: torch.Tensor, unused: float) -> torch.Tensor:
+    """Return ``(n, K)`` with each entry in its slot, or in none if that is K, and the rest filled."""
+    n, K = column.shape
+    return column.new_full((n, K + 1), unused).scatter_(1, slots, column)[:, :K].contiguous()
 
 
 def _label_logprob(logits: torch.Tensor, lse: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     at_label = logits.gather(1, labels.clamp(min=0)[:, None]).squeeze(1).float()
     return (at_label - lse).masked_fill(labels < 0, torch.nan)
-
-
-def _require_fp16_logits(stored: torch.Tensor, logits: torch.Tensor, unused: torch.Tensor) -> None:
-    bad = stored.isinf() & ~unused
-    if bool(bad.any()):
-        row, slot = (int(index) for index in bad.nonzero()[0])
-        raise CorruptDataError(
-            f"a raw logit of {float(logits[row, slot])} does not fit float16 (up to 65504); store log-probabilities"
-            " instead (values='logprob')",
-            row=row,
-        )
 
 
 def _check_arguments(
@@ -248,12 +262,6 @@ def _check_arguments(
     for T in temperatures:
         if not (math.isfinite(T) and T > 0):
             raise InvalidArgumentError(f"a temperature must be a finite number above 0, not {T}")
-    out_of_range = (labels < -1) | (labels >= V)
-    if bool(out_of_range.any()):
-        row = int(out_of_range.nonzero()[0])
-        raise InvalidArgumentError(
-            f"labels must be -1 or below the vocabulary size {V}, not {int(labels[row])}", row=row
-        )
 
 
 def join_rows(blocks: list[SelectedRows]) -> SelectedRows:

@@ -9,7 +9,8 @@ import torch
 
 from logitstore.errors import InvalidArgumentError
 from logitstore.select.draws import uniforms
-from logitstore.select.lse import log_sum_exp, require_finite_rows
+from logitstore.select.lse import log_sum_exp
+from logitstore.select.refused import refusals, require_sound
 from logitstore.select.top import UNUSED, top_p_ids
 
 __all__ = ["Sampling"]
@@ -82,7 +83,8 @@ class Sampling:
             If a row holds NaN or +inf or no finite logit at all. Its ``row`` is the index into ``logits``.
         """
         logits = logits.float()
-        require_finite_rows(log_sum_exp(logits))
+        lse = log_sum_exp(logits)
+        require_sound(refusals(lse), lse)
         if self.temperature == 0:
             V = logits.shape[1]
             ids = torch.arange(V, device=logits.device).expand_as(logits)

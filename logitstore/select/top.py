@@ -17,7 +17,7 @@ def top_k_ids(logits: torch.Tensor, k: int, floor: torch.Tensor) -> torch.Tensor
     Parameters
     ----------
     logits
-        ``(n, V)`` float32 without NaN.
+        ``(n, V)`` float32. Of a row with NaN, nothing is returned.
     k
         1 to ``V``.
     floor
@@ -34,23 +34,23 @@ def top_k_ids(logits: torch.Tensor, k: int, floor: torch.Tensor) -> torch.Tensor
     flat = _flat_positions_at_least(logits, cut)
     first = torch.arange(n + 1, device=logits.device) * V
     counts = torch.searchsorted(flat, first).diff()
-    if bool((counts == k).all()):
+    if logits.device.type == "cpu" and bool((counts == k).all()):
         return flat.view(n, k) - first[:-1, None]
 
-    # Some row has a tie at its cut, or fewer than k entries above the floor. Everything from here on is as wide as the
-    # entries found, not as the vocabulary.
-    rows = torch.repeat_interleave(torch.arange(n, device=logits.device), counts)
+    # Some row has a tie at its cut, or fewer than k entries above the floor; to hear whether it is so would take longer
+    # on a device. Everything from here on is as wide as the entries found, not as the vocabulary.
+    rows = torch.repeat_interleave(torch.arange(n, device=logits.device), counts, output_size=len(flat))
     tied = logits.view(-1)[flat] == cut[rows]
     tied_per_row = torch.zeros_like(counts).scatter_add_(0, rows, tied.long())
     room = k - (counts - tied_per_row)
     rank = tied.long().cumsum(0) - 1 - (tied_per_row.cumsum(0) - tied_per_row)[rows]
     kept = ~tied | (rank < room[rows])
-    flat, rows = flat[kept], rows[kept]
-    kept_per_row = torch.minimum(counts, counts.new_tensor(k))
-    slot = torch.arange(len(flat), device=logits.device) - (kept_per_row.cumsum(0) - kept_per_row)[rows]
-    ids = torch.full((n, k), UNUSED, dtype=torch.int64, device=logits.device)
-    ids[rows, slot] = flat - rows * V
-    return ids
+    kept_per_row = counts.clamp(max=k)
+    slot = kept.long().cumsum(0) - 1 - (kept_per_row.cumsum(0) - kept_per_row)[rows]
+    # What is not kept goes to a slot that is cut off: to leave it out, the device would have to say how much it is.
+    ids = torch.full((n, k + 1), UNUSED, dtype=torch.int64, device=logits.device)
+    ids.view(-1).scatter_(0, rows * (k + 1) + slot.masked_fill(~kept, k), flat - rows * V)
+    return ids[:, :k]
 
 
 def top_p_ids(logits: torch.Tensor, lse: torch.Tensor, top_p: float, max_k: int, floor: torch.Tensor) -> torch.Tensor:

@@ -160,6 +160,11 @@ class BatchStream(IterableDataset["Batch"]):
         return state
 
     @property
+    def decodes_on_device(self) -> bool:
+        """Whether batches come coded, for `to_device` or `on_device`."""
+        return self._coded
+
+    @property
     def epoch(self) -> int:
         """Number of the epoch."""
         return self._shared.epoch

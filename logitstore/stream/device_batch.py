@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
     Batch = dict[str, Tensor]
 
-__all__ = ["OnDevice", "decoded", "moved"]
+__all__ = ["FOR_THE_HOST", "OnDevice", "decoded", "moved"]
 
-_FOR_THE_HOST = ("cursor", "skipped", "max_seqlen")
+FOR_THE_HOST = ("cursor", "skipped", "max_seqlen")
+"""What the host asks a batch for."""
 
 
 class OnDevice(NamedTuple):
@@ -46,8 +47,7 @@ class OnDevice(NamedTuple):
 def moved(batch: Batch, device: torch.device) -> Batch:
     """Return a batch with its tensors on a device, but for those that the host asks for."""
     return {
-        name: tensor if name in _FOR_THE_HOST else tensor.to(device, non_blocking=True)
-        for name, tensor in batch.items()
+        name: tensor if name in FOR_THE_HOST else tensor.to(device, non_blocking=True) for name, tensor in batch.items()
     }
 
 

@@ -28,8 +28,8 @@ STREAM_FILE = "stream.json"
 
 _MAY_CHANGE = {
     "store", "out", "student", "student_config", "tokenizer", "ignore_tokenizer_mismatch", "steps", "epochs",
-    "workers", "log_every", "save_every", "eval_every", "keep_checkpoints", "eval_store", "eval_text", "report_to",
-    "device", "trust_remote_code",
+    "workers", "decode", "log_every", "save_every", "eval_every", "keep_checkpoints", "eval_store", "eval_text",
+    "report_to", "device", "trust_remote_code",
 }  # fmt: skip
 """Settings that a resumed run may have otherwise. The store is compared by its digest, the student by its weights."""
 

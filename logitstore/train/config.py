@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from logitstore.errors import InvalidArgumentError
 
@@ -56,6 +56,11 @@ class TrainConfig:
         "sdpa", "eager", "flash_attention_2", "flex_attention", …; None leaves it to transformers.
     workers
         DataLoader workers; 0 reads in a thread of the training process.
+    decode
+        Where kept entries are decoded: "host", where batches are read; "device", where the student is, which they reach
+        compressed; "auto": on a CUDA device with Triton, if kernels are switched on (``LOGITSTORE_KERNELS``), else on
+        the host. The weights are the same. A step's micro-batches lie decoded on the device all at once if it decodes; with
+        "host" they wait in host memory.
     seed
         Of a random student, dropout and the order of documents.
     log_every, save_every, eval_every
@@ -107,6 +112,7 @@ class TrainConfig:
     fused: bool | None = None
     attn_implementation: str | None = None
     workers: int = 0
+    decode: Literal["auto", "host", "device"] = "auto"
     seed: int = 0
     log_every: int = 10
     save_every: int | None = None
@@ -135,3 +141,5 @@ class TrainConfig:
             raise InvalidArgumentError(f"epochs is positive and finite, found {self.epochs!r}")
         if self.device not in ("auto", "cpu"):
             raise InvalidArgumentError(f"device is 'auto' or 'cpu', found {self.device!r}")
+        if self.decode not in ("auto", "host", "device"):
+            raise InvalidArgumentError(f"decode is 'auto', 'host' or 'device', found {self.decode!r}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import logitstore
 from logitstore.errors import InvalidArgumentError
 from logitstore.stream import BatchStream, Collate
+from logitstore.train.decoding import OnDevice, where_decoded
 from logitstore.train.evaluate import Evaluation
 from logitstore.train.fit import check_tokenizer
 from logitstore.train.text import TextBatches
@@ -46,7 +47,11 @@ def held_out_data(
                 path=held_out.path,
             )
         collate = Collate(config.seq_len, values="logprob", fields=("ids", "values", "label_logprob"))
-        stream = BatchStream(held_out, config.batch_size, collate=collate, shuffle=False)
+        stream = BatchStream(
+            held_out, config.batch_size, collate=collate, shuffle=False,
+            decode=where_decoded(config.decode, arguments.device),
+            pin_memory=arguments.device.type == "cuda",
+        )  # fmt: skip
         draws_only = held_out.manifest.selection.keys() <= {"samples", "seed"}
-        found["store"] = Evaluation(stream, keeps_best=not draws_only)
+        found["store"] = Evaluation(OnDevice(stream, arguments.device), keeps_best=not draws_only)
     return found

@@ -42,12 +42,12 @@ class Meter:
         self._sums: dict[str, Tensor] = {}
         self._weights: dict[str, Tensor] = {}
         self._steps = 0
-        self._tokens = 0
+        self._tokens: Tensor | int = 0
         self._seconds = self._waited = 0.0
 
     @contextmanager
     def step_begins(self) -> Iterator[None]:
-        """Start the clock; what is done within is waiting for data."""
+        """Start the clock; what is done within is waiting for data, whatever a device does meanwhile."""
         start = self._clock()
         if self._started is None:
             self._started = start
@@ -67,9 +67,9 @@ class Meter:
             self._seconds += self._clock() - self._started
             self._started = None
 
-    def add_tokens(self, count: int) -> None:
-        """Count tokens that the student has read."""
-        self._tokens += count
+    def add_tokens(self, count: Tensor | int) -> None:
+        """Count tokens that the student has read, on whatever device they were counted; that is not waited for."""
+        self._tokens = self._tokens + count
 
     def add_means(self, means: dict[str, Tensor], share: Tensor) -> None:
         """Add means over some of a step's rows, which are such a share of the rows of all ranks."""
@@ -96,7 +96,7 @@ class Meter:
             Sums(
                 {name: float(number) for name, number in self._sums.items()},
                 {name: float(number) for name, number in self._weights.items()},
-                self._tokens, self._seconds, self._waited,
+                int(self._tokens), self._seconds, self._waited,
             )
         )  # fmt: skip
         found: dict[str, float] = {}

@@ -18,6 +18,7 @@ from logitstore.stream import BatchStream, Collate
 from logitstore.teacher.loading import context_length, without_bars
 from logitstore.train.arguments import trainer_arguments
 from logitstore.train.checkpoint import RUN_FILE, check_out, last_checkpoint, read_stream_state, run_record, write_json
+from logitstore.train.decoding import where_decoded
 from logitstore.train.fit import check_loss, check_tokenizer, check_vocabulary
 from logitstore.train.held_out import held_out_data
 from logitstore.train.step import LossStep
@@ -120,8 +121,9 @@ def train(config: TrainConfig, *, resume: bool = False, callbacks: Sequence[Any]
         )
         collate = Collate(config.seq_len, config.pack, values="logprob", fields=step.stored_fields)
         stream = BatchStream(
-            store, config.batch_size, collate=collate, seed=config.seed, pin_memory=arguments.device.type == "cuda"
-        )
+            store, config.batch_size, collate=collate, seed=config.seed, pin_memory=arguments.device.type == "cuda",
+            decode=where_decoded(config.decode, arguments.device),
+        )  # fmt: skip
         arguments.max_steps = _steps(config, stream)
         trainer = DistillationTrainer(
             model,

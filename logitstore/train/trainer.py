@@ -11,6 +11,7 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
+from logitstore.stream.device_batch import FOR_THE_HOST
 from logitstore.train.checkpoint import STREAM_FILE, write_json
 from logitstore.train.evaluate import evaluate
 from logitstore.train.meter import Meter
@@ -35,7 +36,9 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
     The loss of a step is that of all rows that count, of all micro-batches and ranks, divided by their number. Beside
     ``loss``, ``grad_norm`` and ``learning_rate`` the log has the parts of the loss, ``kept_mass`` (the teacher's
     probability of the kept ids, mean over the rows of the step that is logged), ``tokens_per_second`` of all ranks, and
-    ``data_wait_seconds`` per step with its share ``data_wait_share``.
+    ``data_wait_seconds`` per step with its share ``data_wait_share``: the time in which this process waited for the
+    step's batches, until they were read and decoded or, where the device decodes, decoded there. Of that, what was done
+    while the step before ran is not waited for.
 
     Parameters
     ----------
@@ -44,7 +47,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         ``ignore_data_skip=True`` and ``ddp_find_unused_parameters=False``, and is made before the stream, which asks
         it for the ranks.
     stream
-        What to learn from, with the fields that ``step.stored_fields`` names.
+        What to learn from, with the fields that ``step.stored_fields`` names. Where it was made with
+        ``decode="device"``, batches are decoded where the student is, the first of a step while the step before runs.
     step
         Made of the same model.
     evaluations
@@ -87,7 +91,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
 
         They do not go through ``accelerator.prepare``, as the stream has dealt them to ranks already.
         """
-        return _Endless(self.stream, self.workers, pin_memory=self.args.device.type == "cuda")
+        return _Endless(self.stream, self.workers, self.args.device)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
@@ -97,13 +101,18 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             batches = list(itertools.islice(epoch_iterator, num_batches))
         for batch in batches:
             batch["counted"] = self.step.counted(batch)
-            self.meter.add_tokens(int(batch["attention_mask"].sum()))
+            self.meter.add_tokens(batch["attention_mask"].sum())
         self.used = {"cursor": batches[-1]["cursor"]}
         counted = torch.stack([batch["counted"] for batch in batches]).sum()
         return batches, self._sum_over_ranks(counted).clamp(min=1).to(device)
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:
-        return {name: tensor.to(self.args.device, non_blocking=True) for name, tensor in inputs.items()}
+        # What was decoded on the device is there. What is for the host would be waited for on its way.
+        return {
+            name: tensor.to(self.args.device, non_blocking=True)
+            for name, tensor in inputs.items()
+            if name not in FOR_THE_HOST
+        }
 
     def compute_loss(
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Tensor | None = None
@@ -164,20 +173,28 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
 
 
 class _Endless:
-    """The batches of a stream from where it stands, epoch after epoch."""
+    """The batches of a stream from where it stands, epoch after epoch.
 
-    def __init__(self, stream: BatchStream, workers: int, *, pin_memory: bool) -> None:
+    On the device, if they are to be decoded there. Else they stay in host memory till they are used, so that only one
+    of a step's micro-batches takes the device's.
+    """
+
+    def __init__(self, stream: BatchStream, workers: int, device: torch.device) -> None:
         self._stream = stream
+        self._device = device
         # Of its own generator: the seeds of workers are drawn anew when a run is resumed, and the dropout that follows
         # must not notice.
         self._loader = DataLoader(
-            stream, batch_size=None, num_workers=workers, pin_memory=pin_memory, generator=torch.Generator()
+            stream, batch_size=None, num_workers=workers, pin_memory=device.type == "cuda", generator=torch.Generator()
         )
 
     def __iter__(self) -> Iterator[Batch]:
         for epoch in itertools.count(self._stream.epoch):
             self._stream.set_epoch(epoch)
-            yield from self._loader
+            if self._stream.decodes_on_device:
+                yield from self._stream.on_device(self._loader, self._device)
+            else:
+                yield from self._loader
 
 
 class _Hooks(TrainerCallback):  # type: ignore[misc]

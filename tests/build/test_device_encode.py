@@ -9,10 +9,14 @@ import pytest
 import torch
 
 from logitstore.build.encode import broken_row
+from logitstore.build.extract import Tally
+from logitstore.build.gather import Gatherer
 from logitstore.build.transfer import ToHost
 from logitstore.container.codec_record import CodecRecord
 from logitstore.container.invariants import check_rows
+from logitstore.device import encode_chunks
 from logitstore.errors import InvalidArgumentError
+from logitstore.select import SelectedRows
 from tests.build.test_rows import CHATS
 
 if TYPE_CHECKING:
@@ -22,35 +26,56 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("load_once")
 
 
+TARS = {"container": "webdataset", "shard_bytes": 3000}
+TOP_K = {"top_k": 8, "rows_per_shard": 32}
+TOP_P = {"top_p": 0.7, "max_k": 40, "values": "logit", "rows_per_shard": 16}
+DRAWS = {"top_k": 5, "samples": 20, "temperatures": (2.0,), "rows_per_shard": 64}
+MASKED = {"top_k": 4, "rows": "masked", "rows_per_shard": 32}
+
+
 @pytest.mark.parametrize(
-    "settings",
+    ("settings", "writes"),
     [
-        {"top_k": 8, "rows_per_shard": 32},
-        {"top_p": 0.7, "max_k": 40, "values": "logit", "rows_per_shard": 16},
-        {"top_k": 5, "samples": 20, "temperatures": (2.0,), "rows_per_shard": 64},
-        {"top_k": 4, "rows": "masked", "rows_per_shard": 32},
+        *((settings, False) for settings in (TOP_K, TOP_P, DRAWS, MASKED, TOP_P | TARS, DRAWS | TARS)),
+        *((settings, True) for settings in (DRAWS, MASKED, TOP_K | TARS, MASKED | TARS)),
     ],
     ids=str,
 )
 def test_the_same_bytes(
-    settings: dict[str, Any], configure: Any, write_corpus: Any, texts: Any, run: Any, tmp_path: Path,
-    files_of: Callable[[Path], dict[str, bytes]], monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any], writes: bool, configure: Any, configured: Any, write_corpus: Any, texts: Any, run: Any,
+    tmp_path: Path, files_of: Callable[[Path], dict[str, bytes]], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    # Windows that are no multiple of chunks, and chunks no multiple of shards.
+    # Windows that are no multiple of chunks, and chunks no multiple of shards or documents.
     monkeypatch.setattr("logitstore.build.config._WINDOW_BYTES", 50 * 6 * 8)
     monkeypatch.setattr("logitstore.container.fields._CHUNK_TARGET_BYTES", 8 * 4 * 8)
-    config = configure(write_corpus([*texts(4, 60, 9, 1, 30, 17), *CHATS]), tokens_per_batch=40, **settings)
+    encoded: list[int] = []
+
+    def counted(*arguments: Any, **options: Any) -> list[bytes]:
+        chunks = encode_chunks(*arguments, **options)
+        encoded.append(len(chunks))
+        return chunks
+
+    monkeypatch.setattr("logitstore.build.encode.encode_chunks", counted)
+    make = configured if writes else configure
+    data = write_corpus([*texts(4, 25 if writes else 60, 9, 1, 30, 17), *CHATS])
+    config = make(data, tokens_per_batch=200 if writes else 40, rows_per_chunk=32, **settings)
     summary = run(config, "host")
+    assert not encoded
     assert run(config, "device", encode="device").manifest == summary.manifest
     assert files_of(tmp_path / "device") == files_of(tmp_path / "host")
+    assert max(encoded) > 5, "chunks of many rows and documents are encoded at once"
 
 
+@pytest.mark.parametrize("container", [{}, TARS], ids=["zarr", "tars"])
+@pytest.mark.parametrize("writes", [False, True], ids=["reads", "writes"])
 def test_a_resumed_build_makes_the_same_bytes(
-    configure: Any, write_corpus: Any, texts: Any, run: Any, tmp_path: Path, files_of: Any,
-    monkeypatch: pytest.MonkeyPatch,
+    container: dict[str, Any], writes: bool, configure: Any, configured: Any, write_corpus: Any, texts: Any, run: Any,
+    tmp_path: Path, files_of: Any, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr("logitstore.build.config._WINDOW_BYTES", 50 * 6 * 8)
-    config = configure(write_corpus(texts(4, 40, 9, 1, 17, 8)), tokens_per_batch=40, rows_per_shard=16)
+    make = configured if writes else configure
+    data = write_corpus(texts(4, 25 if writes else 40, 9, 1, 17, 8))
+    config = make(data, tokens_per_batch=130 if writes else 40, rows_per_shard=16, **container)
     run(config, "host")
     store = tmp_path / "device"
 
@@ -67,12 +92,31 @@ def test_a_resumed_build_makes_the_same_bytes(
     assert files_of(store) == files_of(tmp_path / "host")
 
 
-@pytest.mark.parametrize("asked", [{"container": "webdataset"}, {"codec": CodecRecord.compact()}, {"encode": "gpu"}])
+@pytest.mark.parametrize("asked", [{"codec": CodecRecord.compact()}, {"encode": "gpu"}], ids=["compact", "gpu"])
 def test_what_a_device_does_not_encode(asked: dict[str, Any], configure: Any, write_corpus: Any, run: Any) -> None:
     asked = {"encode": "device"} | asked
     encode = asked.pop("encode")
     with pytest.raises(InvalidArgumentError, match="device"):
         run(configure(write_corpus(["the fox"]), **asked), encode=encode)
+
+
+def test_rows_are_gathered_without_asking_the_device(configure: Any) -> None:
+    # On the meta device, whatever asks for a value fails.
+    config = configure("corpus", top_k=4, samples=3, temperatures=(2.0,))
+    n, slots = 5, 7
+    kept = SelectedRows(
+        *(torch.empty(n, slots, dtype=dtype, device="meta") for dtype in (torch.int32, torch.float16)),
+        *(torch.empty(n, device="meta") for _ in range(2)), torch.empty(n, slots, dtype=torch.uint8, device="meta"),
+        torch.empty(n, 1, device="meta"), torch.empty(n, device="meta"),
+    )  # fmt: skip
+    Tally().add(kept, "logit")
+    gatherer = Gatherer(config, 50)
+    few = gatherer.put(kept, np.array([0, 1, 1, 2, 2]), np.array([0, 0, 1, 0, 1]))
+    assert set(few) == {"entries", "lse", "label_logprob", "lse_T", "refused"}
+    gatherer.lay_out([10, 11, 13, 16])
+    gathered = gatherer.take(torch.device("cpu"))
+    assert gathered.entries["counts"].shape == (6, slots)
+    assert gathered.lse.device.type == "meta"
 
 
 BREAK = {

@@ -83,11 +83,14 @@ def test_nan_in_the_weights_names_the_document_and_keeps_what_was_committed(
         run(config, resume=True)
 
 
+@pytest.mark.parametrize("encode", ["host", "device"])
+@pytest.mark.parametrize(("bad", "values"), [(float("nan"), "logprob"), (70_000.0, "logit")])
 def test_a_bad_row_is_named_wherever_it_lies_in_its_batch(
-    configure: Any, write_corpus: Any, texts: Any, run: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    bad: float, values: str, encode: str, configure: Any, write_corpus: Any, texts: Any, run: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     records = [*texts(3, 8, 1), "the bell Z fox", *texts(4, 8)]
-    config = configure(write_corpus(records), rows_per_chunk=5)
+    config = configure(write_corpus(records), rows_per_chunk=5, values=values)
     teacher = load_teacher(config.teacher)
     (letter,) = teacher.tokenizer("Z", add_special_tokens=False).input_ids
     tokens = [teacher.tokenizer(text).input_ids for text in records]
@@ -96,13 +99,11 @@ def test_a_bad_row_is_named_wherever_it_lies_in_its_batch(
 
     def without_a_word_for_z(*arguments: Any, **named: Any) -> Iterator[Any]:
         for chunk in forward_rows(*arguments, **named):
-            yield dataclasses.replace(
-                chunk, logits=chunk.logits.masked_fill((chunk.labels == letter)[:, None], float("nan"))
-            )
+            yield dataclasses.replace(chunk, logits=chunk.logits.masked_fill((chunk.labels == letter)[:, None], bad))
 
     monkeypatch.setattr(type(teacher), "forward_rows", without_a_word_for_z)
-    with pytest.raises(CorruptDataError) as caught:
-        run(config)
+    with pytest.raises(CorruptDataError, match=str(bad)) as caught:
+        run(config, encode=encode)
     assert f"(row {row} of document 'corpus-00000003')" in caught.value.message
     assert caught.value.row == sum(map(len, tokens[:3])) + row
 

@@ -10,8 +10,6 @@ import torch
 from logitstore.bench import TINY
 from logitstore.bench.capture import capture, random_documents, random_teacher
 from logitstore.build import BuildConfig
-from logitstore.build.extract import Extractor
-from logitstore.build.gather import GatheringExtractor
 from logitstore.container.writer import prepare_directory
 from logitstore.corpus import CorpusConfig
 from logitstore.device import encode_kernels
@@ -22,16 +20,18 @@ from logitstore.teacher import TeacherConfig
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
 
 
-def test_the_same_store(tmp_path, monkeypatch):
+@pytest.mark.parametrize("container", ["zarr", "webdataset"])
+def test_the_same_store(container, tmp_path, monkeypatch):
     # The interpreter is for one thread at a time: the teacher's has no kernels, the writer's encodes with them.
     monkeypatch.setenv(VARIABLE, "off")
     monkeypatch.setattr("logitstore.device.encode.runs_on", lambda device: True)
-    # Windows of one document, 6 rows, and chunks of 4.
-    monkeypatch.setattr("logitstore.build.config._WINDOW_BYTES", 1)
+    # Windows of two documents, 6 rows each, and chunks of 4.
+    monkeypatch.setattr("logitstore.build.config._WINDOW_BYTES", 12 * 6 * 4)
     sizes = replace(TINY, batches=3, tokens_per_batch=6, document_tokens=6)
     config = BuildConfig(
-        TeacherConfig("tiny"), CorpusConfig(data=("none",)), Selection(top_k=4), tokens_per_batch=6, rows_per_shard=4
-    )
+        TeacherConfig("tiny"), CorpusConfig(data=("none",)), Selection(top_k=4), tokens_per_batch=6, rows_per_shard=4,
+        container=container,
+    )  # fmt: skip
     launched = []
     kernel = encode_kernels.write_rows
 
@@ -43,11 +43,11 @@ def test_the_same_store(tmp_path, monkeypatch):
     monkeypatch.setattr(encode_kernels, "write_rows", Counted())
     teacher = random_teacher(sizes, torch.device("cpu"), "tiny")
     found = []
-    for kind in (Extractor, GatheringExtractor):
+    for gather in (False, True):
         assert not launched
-        store = tmp_path / kind.__name__
+        store = tmp_path / str(gather)
         prepare_directory(store)
-        capture(store, teacher, config, random_documents(sizes), kind)
+        capture(store, teacher, config, random_documents(sizes), gather=gather)
         found.append({str(path.relative_to(store)): path.read_bytes() for path in store.rglob("*") if path.is_file()})
     assert launched
     assert found[0] == found[1]

@@ -151,6 +151,25 @@ def test_a_logit_beyond_float16_is_refused():
         select_rows(logits, Selection(top_k=7), torch.full((2,), -1), values="logit")
 
 
+class _Launched:
+    def __getitem__(self, grid):
+        return lambda *arguments, **options: None
+
+
+@pytest.mark.parametrize("stored", ["logprob", "logit"])
+@pytest.mark.parametrize("selection", [Selection(top_k=64), Selection(top_p=0.9, max_k=200)], ids=repr)
+def test_kernels_select_without_asking_the_device(selection, stored, monkeypatch):
+    # On the meta device, whatever asks for a value fails.
+    for name in ("scan_rows", "cut_and_pack"):
+        monkeypatch.setattr(f"logitstore.kernels.select.{name}", _Launched())
+    logits = torch.empty(3, 5000, dtype=torch.bfloat16, device="meta")
+    labels = torch.empty(3, dtype=torch.int64, device="meta")
+    rows = select_rows(logits, selection, labels, values=stored, temperatures=(2.0,), check=False)
+    assert rows.ids.shape == (3, selection.slots(5000))
+    with pytest.raises(RuntimeError, match="meta"):
+        select_rows(logits, selection, labels)
+
+
 def test_from_hidden_states():
     generator = torch.Generator().manual_seed(0)
     hidden, weight, bias = (torch.randn(*shape, generator=generator) for shape in ((11, 8), (500, 8), (500,)))

@@ -130,6 +130,7 @@ def test_heads_that_are_more_than_a_matrix():
         ({"lr": float("nan")}, "lr is a finite number"),
         ({"steps": None, "epochs": 0.0}, "epochs is positive"),
         ({"device": "tpu"}, "device is 'auto' or 'cpu'"),
+        ({"decode": "gpu"}, "decode is 'auto', 'host' or 'device'"),
     ],
     ids=str,
 )

@@ -45,7 +45,8 @@ def _log(out: Path) -> list[dict[str, float]]:
     return json.loads((out / "trainer_state.json").read_text())["log_history"]
 
 
-def test_two_processes(run: Any, stores: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("decode", ["host", "device"])
+def test_two_processes(decode: str, run: Any, stores: Any, tmp_path: Path) -> None:
     (tmp_path / "held_out.txt").write_text("the old fox never sings and the bell runs")
     common = {
         "steps": 4, "student_config": None, "student": str(tmp_path / "student"), "eval_store": str(stores.tars),
@@ -59,7 +60,7 @@ def test_two_processes(run: Any, stores: Any, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    config = run.config(tmp_path / "two", batch_size=1, gradient_accumulation=2, **common)
+    config = run.config(tmp_path / "two", batch_size=1, gradient_accumulation=2, decode=decode, **common)
     mp.start_processes(_train, (port, config), nprocs=2, start_method="fork")
     train(run.config(tmp_path / "one", batch_size=4, **common))
     two, one = _log(tmp_path / "two"), _log(tmp_path / "one")

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,15 +79,19 @@ def test_killed(run, whole, tmp_path):
     assert_same(tmp_path / "run", whole)
 
 
-@pytest.mark.parametrize(("stop", "workers"), [(2, 0), (7, 2)], ids=["before the first checkpoint", "with workers"])
-def test_failed(stop, workers, run, whole, tmp_path, at_step):
+@pytest.mark.parametrize(
+    ("stop", "workers", "decode", "then"),
+    [(2, 0, "host", "host"), (7, 2, "host", "device"), (4, 0, "device", "device"), (7, 2, "device", "device")],
+    ids=["before the first checkpoint", "with workers", "decoded by the device", "decoded by the device, with workers"],
+)
+def test_failed(stop, workers, decode, then, run, whole, tmp_path, at_step):
     def fail():
         raise RuntimeError("stop here")
 
-    config = run.config(tmp_path / "run", workers=workers, **SETTINGS)
+    config = run.config(tmp_path / "run", workers=workers, decode=decode, **SETTINGS)
     with pytest.raises(RuntimeError, match="stop here"):
         train(config, callbacks=[at_step(stop, fail)])
-    train(config, resume=True)
+    train(replace(config, decode=then), resume=True)
     assert_same(tmp_path / "run", whole)
 
 

@@ -58,8 +58,8 @@ def test_rows_with_shifts_of_their_own() -> None:
     check(bfloat16, "values")
 
 
-@pytest.mark.parametrize("chunk_rows", [1, 3, 4, 40])
-def test_many_chunks_at_once_are_each_what_they_are_alone(chunk_rows: int) -> None:
+@pytest.mark.parametrize("chunk_rows", [1, 3, 4, 40, [2, 1, 4, 3]], ids=str)
+def test_many_chunks_at_once_are_each_what_they_are_alone(chunk_rows: int | list[int]) -> None:
     generator = np.random.default_rng(chunk_rows)
     counts = np.array([0, 5, 300, 20, 290, 1, 300, 280, 3, 299])  # chunks differ in the size of their blocks
     ids = np.full((len(counts), 300), 0xFFFFFFFF, np.uint32)
@@ -70,10 +70,17 @@ def test_many_chunks_at_once_are_each_what_they_are_alone(chunk_rows: int) -> No
         values[row, :count] = generator.normal(-10, 10 ** (row % 3 - 1), count)
     for array, kind, bound in ((ids, "ids", 1 << 22), (values, "values", 0)):
         tensor = torch.from_numpy(array.view(np.int32) if kind == "ids" else array)
-        parts = [array[start : start + chunk_rows] for start in range(0, len(array), chunk_rows)]
+        edges = range(0, len(array), chunk_rows) if isinstance(chunk_rows, int) else np.cumsum([0, *chunk_rows])
+        parts = [part for part in np.split(array, edges) if len(part)]
         expected = [encode(part, kind, vocab_size=bound) for part in parts]
         for kernels in (False, True):
             assert encode_chunks(tensor, kind, chunk_rows, vocab_size=bound, kernels=kernels) == expected
+
+
+@pytest.mark.parametrize("chunk_rows", [0, [2, 2], [5], [3, 0], []], ids=str)
+def test_chunks_that_the_rows_do_not_make(chunk_rows: int | list[int]) -> None:
+    with pytest.raises(InvalidArgumentError, match="chunk"):
+        encode_chunks(torch.zeros((3, 2), dtype=torch.uint8), "values", chunk_rows, kernels=True)
 
 
 @pytest.mark.parametrize("row", [[3, 2, -1], [1, 1, -1], [1, -1, 2], [1, 2, 10]])
@@ -82,3 +89,5 @@ def test_rows_that_break_a_rule_are_refused(row: list[int]) -> None:
     for kernels in (False, True):
         with pytest.raises(InvalidArgumentError, match="row 1 of the chunk"):
             encode_chunk(ids, "ids", vocab_size=10, kernels=kernels)
+        with pytest.raises(InvalidArgumentError, match="row 0 of the chunk"):
+            encode_chunks(ids, "ids", [1, 1], vocab_size=10, kernels=kernels)
