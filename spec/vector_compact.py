@@ -16,7 +16,8 @@ import numpy as np
 from logitstore.codec import fast_encode
 from logitstore.codec.compact import IdBook, IdCodec, ValueBook, ValueCodec, train_ids, train_values
 from logitstore.codec.compact.chunk import build_chunk
-from logitstore.codec.compact.reference import encode_group, encode_number
+from logitstore.codec.compact.reference import encode_group, encode_number, encode_values
+from logitstore.codec.compact.symbols import SymbolCode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -50,14 +51,26 @@ def make_books() -> dict[str, Codebook]:
     book = train_ids(ids, vocab_size=VOCABULARY, max_classes=3)
     values = np.take_along_axis(values, IdCodec(book, SLOTS).arrange(ids).order, 1)
     counts = np.rint(50 * np.exp(values.astype(np.float64))).clip(0, 255).astype(np.uint8)
+    sure = SymbolCode(np.zeros(2, np.uint32), np.zeros(1, np.uint32), np.array([[0, 1024]], np.uint32))
+    rare = SymbolCode(np.zeros(2, np.uint32), np.zeros(64, np.uint32), np.array([[1, 1023]], np.uint32))
     return {
         "ids": book,
+        "ids_second_table": replace(
+            book, class_code=with_a_table_before(book.class_code), miss_code=with_a_table_before(book.miss_code)
+        ),
+        "rare": ValueBook(2, np.array([7, 9], np.uint32), np.empty(0, np.uint32), sure, rare),
         "lossless": train_values(values),
         "max_kl": train_values(values, max_kl=1e-3),
         "max_error": train_values(values, max_error=0.25),
         "counts": train_values(counts),
         "wide_ids": train_ids(wide_rows(1), vocab_size=WIDE_VOCABULARY, max_classes=2),
     }
+
+
+def with_a_table_before(code: SymbolCode) -> SymbolCode:
+    """Return the same code; its only context has the second of two tables."""
+    other = np.roll(code.frequencies, 1, axis=1)
+    return SymbolCode(code.widths, np.array([1], np.uint32), np.vstack([other, code.frequencies]))
 
 
 def wide_rows(seed: int) -> NDArray[np.uint32]:
@@ -79,6 +92,8 @@ def valid_chunks(books: dict[str, Any]) -> Iterator[tuple[str, str, bytes, NDArr
     for name, rows in (("ids", ids), ("ids_no_rows", ids[:0]), ("ids_empty_rows", far[1:2]), ("ids_misses", far)):
         arranged = codec.arrange(rows)
         yield name, "ids", codec.encode(arranged), arranged.ids
+    second = IdCodec(books["ids_second_table"], SLOTS)
+    yield "ids_second_table", "ids_second_table", second.encode(second.arrange(ids)), second.arrange(ids).ids
     many = codec.arrange(np.tile(ids, (10, 1)))
     yield "ids_groups", "ids", codec.encode(many), many.ids
     wide = IdCodec(books["wide_ids"], WIDE_SLOTS)
@@ -140,6 +155,12 @@ def invalid_chunks(books: dict[str, Any]) -> Iterator[tuple[str, str, str, str, 
     one = [(ids.class_code, 0, 0), (ids.miss_code, 0, 1), (ids.gap_code, 0, 5)]
     yield "K10", "corrupt", "a_word_more", "ids", by_hand(ids, 1, one, [0]), [1, SLOTS]
     yield "K10", "corrupt", "another_state", "ids", by_hand(ids, 1, [*one, (ids.miss_code, 0, 0)]), [1, SLOTS]
+    # The word that is left out is 0; the row without entries that follows takes no bits.
+    numbers = encode_values(books["rare"], [0, 0], [7, 7])
+    words = np.array(encode_group([number[0] for number in numbers if number], [])[:-1], np.uint16)
+    columns = [fast_encode.pack_column(np.array(column)) for column in ([2, 0], [len(words)])]
+    chunk = build_chunk(books["rare"], (2, 2), 1, columns[0], columns[1], words, 2)
+    yield "K10", "corrupt", "without_its_last_word", "rare", chunk, [2, 2]
     rows = {
         "class": (1, [(ids.class_code, 0, ids.classes), *one[1:]]),
         "misses": (1, [(ids.class_code, 0, 0), (ids.miss_code, 0, 2)]),

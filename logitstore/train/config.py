@@ -59,8 +59,8 @@ class TrainConfig:
     decode
         Where kept entries are decoded: "host", where batches are read; "device", where the student is, which they reach
         compressed; "auto": on a CUDA device with Triton, if kernels are switched on (``LOGITSTORE_KERNELS``), else on
-        the host. The weights are the same. A step's micro-batches lie decoded on the device all at once if it decodes; with
-        "host" they wait in host memory.
+        the host. The weights are the same. A step's micro-batches lie decoded on the device all at once if it decodes;
+        with "host" they wait in host memory.
     seed
         Of a random student, dropout and the order of documents.
     log_every, save_every, eval_every

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["bits_of_lanes", "choose", "pick", "room_to_pick", "shortlist"]
 
 _HIGHEST = (1 << 31) - 1
-_NONE = -(1 << 30)
+_NAME_BITS = 17
+_LAST_NAME = (1 << _NAME_BITS) - 1
 
 
 @kernel
@@ -115,13 +116,13 @@ def bits_of_lanes(lanes: Any) -> Any:
 @kernel
 def choose(
     picked: Any, starts: Any, listed: Any, rows: Any, firsts: Any, places: Any, constants: Any, names: Any,
-    classes: Any, best: Any,
+    classes: Any,
 ) -> None:  # fmt: skip
-    """Fill each row's best class among its groups and its score; the first of several that are equal."""
+    """Fill each row's best class among its groups; the first of several that are equal."""
     groups, scored = np.int64(len(places)), np.int64(places.shape[1])
     begins, members = np.zeros(groups + 2, np.int64), np.empty(listed.size, np.int64)
     for row in range(len(classes)):
-        best[row], classes[row] = _NONE, 0
+        classes[row] = -(1 << 62)
         for at in range(listed.shape[1]):
             begins[listed[row, at] + 2] += 1
     begins[1] = 0
@@ -142,6 +143,8 @@ def choose(
             numbers_at = address_of(picked) + np.uint64(2 * starts[row])
             count = np.uint64(starts[row + 1] - starts[row])
             found = np.int64(best_of_rows(table_at, places_at, numbers_at, count, constants_at))
-            score, name = found >> 4, names[np.uint64(group * LANES + LANES - 1 - (found & 15))]
-            if score > best[row] or (score == best[row] and name < classes[row]):
-                best[row], classes[row] = score, name
+            name = names[np.uint64(group * LANES + LANES - 1 - (found & 15))]
+            # Score and class in one number, since nothing could predict a branch.
+            classes[row] = max(classes[row], (found >> 4 << _NAME_BITS) + _LAST_NAME - name)
+    for row in range(len(classes)):
+        classes[row] = _LAST_NAME - (classes[row] & _LAST_NAME)

@@ -148,10 +148,8 @@ class ClassScores:
             shortlist(picked, starts, self._coarse, self._coarse_constants, margins, listed)
         else:
             listed[:] = np.arange(groups)
-        classes, best = np.empty(len(listed), np.int64), np.empty(len(listed), np.int32)
-        choose(
-            picked, starts, listed, self._rows, self._firsts, self._places, self._constants, self._names, classes, best
-        )
+        classes = np.empty(len(listed), np.int64)
+        choose(picked, starts, listed, self._rows, self._firsts, self._places, self._constants, self._names, classes)
         return classes
 
 

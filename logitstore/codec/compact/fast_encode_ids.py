@@ -31,11 +31,12 @@ __all__ = ["IdEncoder"]
 @kernel
 def _encode(
     ranks: Any, counts: Any, sources: Any, classes: Any, hits: Any, masks: Any, group_log2: Any, first_nibble: Any,
-    nibble_tables: Any, gap_tables: Any, present: Any, packed_words: Any, direct: Any, bins: Any, packed: Any,
-    symbols: Any, lengths: Any, words: Any, parts: Any, raws: Any, reverse: Any,
+    first_tables: Any, nibble_tables: Any, gap_tables: Any, present: Any, packed_words: Any, direct: Any, bins: Any,
+    packed: Any, symbols: Any, lengths: Any, words: Any, parts: Any, raws: Any, reverse: Any,
 ) -> Any:  # fmt: skip
     """Code arranged rows; return the number of words, or less than 0: the first row that cannot be coded."""
     tables = address_of(direct), address_of(bins), address_of(packed), address_of(symbols)
+    class_table, miss_table = np.uint64(first_tables[0]), np.uint64(first_tables[1])
     present_at, nibble_tables_at, places_at = address_of(present), address_of(nibble_tables), address_of(packed_words)
     starts, raws_end = addresses_of_rows(parts, 4 * (parts.shape[1] >> 1)), addresses_of_rows(raws, raws.shape[1])
     scratch, ends = addresses_of_rows(reverse, reverse.shape[1]), np.zeros(LANES, np.uint64)
@@ -49,9 +50,9 @@ def _encode(
             begin = (first + lane) * size
             for row in range(begin, min(begin + size, np.int64(len(counts)))):
                 hit, count = np.int64(hits[row]), np.int64(counts[row])
-                part, tail = put_number(np.uint64(classes[row]), np.uint64(0), np.uint64(0), tables, part, tail)
+                part, tail = put_number(np.uint64(classes[row]), np.uint64(0), class_table, tables, part, tail)
                 if part:
-                    part, tail = put_number(np.uint64(count - hit), np.uint64(1), np.uint64(1), tables, part, tail)
+                    part, tail = put_number(np.uint64(count - hit), np.uint64(1), miss_table, tables, part, tail)
                 if not part:
                     return -1 - row
                 first_part, table_at = part, nibble_tables_at + np.uint64(2 * first_nibble[classes[row]])
@@ -100,6 +101,7 @@ class IdEncoder:
         # Sixteen at a time are looked at.
         self._nibble_tables = np.append(tables, np.zeros(16, np.uint32)).astype(np.uint16)
         self._present = present_parts(self._bank)
+        self._first_tables = np.array([contexts[0] for contexts in self._bank.contexts[:2]], np.uint64)
         self._tables = Tables(codes, self._bank)
 
     def __call__(self, rows: Arrangement, group_log2: int) -> tuple[int, NDArray[np.int64], NDArray[np.uint16]]:
@@ -108,7 +110,7 @@ class IdEncoder:
         room = Room(len(rows.ranks), group_log2, book.longest + slots + 18, slots + 2)
         end = _encode(
             rows.ranks, rows.counts, rows.sources, rows.classes, rows.hits, rows.masks, group_log2, book.first_nibble,
-            self._nibble_tables, self._bank.contexts[2], self._present, PACKED_WORDS, *self._tables.arrays,
-            *room.arrays,
+            self._first_tables, self._nibble_tables, self._bank.contexts[2], self._present, PACKED_WORDS,
+            *self._tables.arrays, *room.arrays,
         )  # fmt: skip
         return (-1 - end if end < 0 else -1), room.lengths, room.words[: max(end, 0)]

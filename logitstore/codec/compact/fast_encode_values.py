@@ -35,12 +35,14 @@ __all__ = ["ValueEncoder"]
 
 @kernel
 def _encode(
-    bits: Any, levels: Any, lowest: Any, counts: Any, kept: Any, group_log2: Any, column_tables: Any, bounds: Any,
-    raw_bits: Any, key_of: Any, direct_raw: Any, present: Any, noted: Any, packed_words: Any, direct: Any, bins: Any,
-    packed: Any, symbols: Any, lengths: Any, words: Any, parts: Any, raws: Any, reverse: Any,
+    bits: Any, levels: Any, lowest: Any, counts: Any, kept: Any, group_log2: Any, first_table: Any,
+    column_tables: Any, bounds: Any, raw_bits: Any, key_of: Any, direct_raw: Any, present: Any, noted: Any,
+    packed_words: Any, direct: Any, bins: Any, packed: Any, symbols: Any, lengths: Any, words: Any, parts: Any,
+    raws: Any, reverse: Any,
 ) -> Any:  # fmt: skip
     """As in `fast_encode_ids`. Rows of ``kept``, and those that the tables cannot code, are kept as they are."""
     tables = address_of(direct), address_of(bins), address_of(packed), address_of(symbols)
+    base_table = np.uint64(first_table)
     columns_at, levels_at, places_at = address_of(column_tables), address_of(levels), address_of(packed_words)
     looked_up = address_of(direct_raw), address_of(present), address_of(noted)
     starts, raws_end = addresses_of_rows(parts, 4 * (parts.shape[1] >> 1)), addresses_of_rows(raws, raws.shape[1])
@@ -65,7 +67,7 @@ def _encode(
                     while bound < len(bounds) and np.uint64(bounds[bound]) <= base:
                         bound += 1
                     tables_at = columns_at + np.uint64(4 * bound * width)
-                    part, tail = put_number(base + np.uint64(1), np.uint64(0), np.uint64(0), tables, part, tail)
+                    part, tail = put_number(base + np.uint64(1), np.uint64(0), base_table, tables, part, tail)
                     highest = np.uint16(0)
                     for column in range(count):
                         highest = max(highest, levels[np.uint64(row), np.uint64(column)])
@@ -79,7 +81,7 @@ def _encode(
                         done += 1
                 if kept[row] or not part:
                     kept[row] = True
-                    part, tail = put_number(np.uint64(0), np.uint64(0), np.uint64(0), tables, first_part, first_tail)
+                    part, tail = put_number(np.uint64(0), np.uint64(0), base_table, tables, first_part, first_tail)
                     if not part:
                         return -1 - row
                     for column in range(count):
@@ -100,7 +102,7 @@ class ValueEncoder:
         contexts = bank.contexts[1].reshape(-1, COLUMN_CONTEXTS)
         # Where each column's table begins, in bytes.
         self._columns = (contexts[:, columns] * np.uint32(4 * layout.SYMBOLS_MAX)).reshape(-1)
-        self._tables = Tables(codes, bank)
+        self._tables, self._base_table = Tables(codes, bank), int(bank.contexts[0][0])
         self._looked_up = symbols_and_raw_bits(book.delta_code), present_parts(bank)
         self._bounds = book.bounds
         patterns = np.arange(1 << 8 * np.dtype(BITS_DTYPE[book.dtype]).itemsize).astype(BITS_DTYPE[book.dtype])
@@ -119,7 +121,8 @@ class ValueEncoder:
         """Code rows; ``kept`` is set where a row was kept as it is. Returns as `IdEncoder`."""
         room = Room(len(bits), group_log2, bits.shape[1] + 1, bits.shape[1] + 1)
         end = _encode(
-            bits, levels, lowest, counts, kept, group_log2, self._columns, self._bounds, self._bits, self._key_of,
-            *self._looked_up, np.empty(bits.shape[1] + 1, np.uint32), PACKED_WORDS, *self._tables.arrays, *room.arrays,
+            bits, levels, lowest, counts, kept, group_log2, self._base_table, self._columns, self._bounds, self._bits,
+            self._key_of, *self._looked_up, np.empty(bits.shape[1] + 1, np.uint32), PACKED_WORDS,
+            *self._tables.arrays, *room.arrays,
         )  # fmt: skip
         return (-1 - end if end < 0 else -1), room.lengths, room.words[: max(end, 0)]

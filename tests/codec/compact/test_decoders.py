@@ -1,4 +1,4 @@
-"""What both decoders make of codebooks and groups that our encoder does not write."""
+"""What coders make of codebooks and groups that this project does not write."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ def test_the_only_context_of_a_code_may_have_any_table(name: str) -> None:
     codec: Any = ValueCodec(odd, SLOTS) if name == "base_code" else IdCodec(odd, SLOTS)
     array = values_of("max_kl") if name == "base_code" else arranged()[0]
     chunk = codec.encode(array, use_reference=True)
+    assert codec.encode(array) == chunk
     expected = codec.decode(chunk, len(array), use_reference=True)
     assert codec.decode(chunk, len(array)).tobytes() == expected.tobytes()
 
