@@ -38,8 +38,8 @@ def _encode(
     tables = address_of(direct), address_of(bins), address_of(packed), address_of(symbols)
     class_table, miss_table = np.uint64(first_tables[0]), np.uint64(first_tables[1])
     present_at, nibble_tables_at, places_at = address_of(present), address_of(nibble_tables), address_of(packed_words)
-    starts, raws_end = addresses_of_rows(parts, 4 * (parts.shape[1] >> 1)), addresses_of_rows(raws, raws.shape[1])
-    scratch, ends = addresses_of_rows(reverse, reverse.shape[1]), np.zeros(LANES, np.uint64)
+    starts, raws_end = addresses_of_rows(parts, 4 * (parts.shape[1] >> 1)), addresses_of_rows(raws, raws.shape[1] - 8)
+    scratch, ends = addresses_of_rows(reverse, reverse.shape[1] - 8), np.zeros(LANES, np.uint64)
     tails = np.empty((LANES, 2), np.uint64)
     size = np.int64(1) << group_log2
     at = address_of(words)

@@ -45,8 +45,8 @@ def _encode(
     base_table = np.uint64(first_table)
     columns_at, levels_at, places_at = address_of(column_tables), address_of(levels), address_of(packed_words)
     looked_up = address_of(direct_raw), address_of(present), address_of(noted)
-    starts, raws_end = addresses_of_rows(parts, 4 * (parts.shape[1] >> 1)), addresses_of_rows(raws, raws.shape[1])
-    scratch, ends = addresses_of_rows(reverse, reverse.shape[1]), np.zeros(LANES, np.uint64)
+    starts, raws_end = addresses_of_rows(parts, 4 * (parts.shape[1] >> 1)), addresses_of_rows(raws, raws.shape[1] - 8)
+    scratch, ends = addresses_of_rows(reverse, reverse.shape[1] - 8), np.zeros(LANES, np.uint64)
     tails = np.empty((LANES, 2), np.uint64)
     size, width = np.int64(1) << group_log2, bits.shape[1]
     at = address_of(words)

@@ -1,7 +1,7 @@
 """Numbers to symbols, and symbols to the words of a group, in Numba.
 
-Several groups are coded at a time, see `vector_coder`. `put_number` and
-`put_raw` note what a group consists of, `write_groups` writes the words.
+Several groups are coded at a time, see `vector_coder`. `put_number` and `put_raw` note what a group consists of,
+`write_groups` writes the words.
 """
 
 from __future__ import annotations
@@ -96,9 +96,8 @@ def put_looked_up(numbers: Any, base: Any, tables_at: Any, count: Any, looked_up
     bits.
     """
     found_at, present_at, noted_at = looked_up
-    noted = _look_up(
-        numbers, tables_at, count, found_at - (base << np.uint64(2)), present_at, noted_at, parts
-    )  # fmt: skip
+    found_at -= base << np.uint64(2)
+    noted = _look_up(numbers, tables_at, count, found_at, present_at, noted_at, parts)
     if noted == np.uint64(0):
         return np.int64(0), parts, tail
     at = noted_at
@@ -236,9 +235,9 @@ class Room:
         self.words = np.empty(rows * (parts_row + 2 * raws_row) + 3 * groups + 8, np.uint16)
         # As much again before each group's, see `write_groups`.
         self.parts = np.empty((LANES, 2 * (size * parts_row + STEPS + 1)), np.uint32)
-        # Stores are of eight or sixteen bytes, and below the end.
-        self.raws = np.empty((LANES, 4 * size * raws_row + 16), np.uint8)
-        self.reverse = np.empty((LANES, 2 * size * parts_row + 2 * STEPS + 16), np.uint8)
+        # Stores are of eight or sixteen bytes, below the end, and loads may go eight beyond it.
+        self.raws = np.empty((LANES, 4 * size * raws_row + 24), np.uint8)
+        self.reverse = np.empty((LANES, 2 * size * parts_row + 2 * STEPS + 24), np.uint8)
         self.arrays = self.lengths, self.words, self.parts, self.raws, self.reverse
 
 
