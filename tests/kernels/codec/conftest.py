@@ -30,8 +30,9 @@ def _scans_by_numpy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(ScanOps, "generic_scan", running_maximum)
 
 
-@pytest.fixture(autouse=True)
-def _quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def quick_interpreter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For kernels of groups, which take many turns; others keep the interpreter's check of overflows."""
     if "plain_interpreter" in request.keywords:
         return
     from triton.runtime.interpreter import InterpretedFunction

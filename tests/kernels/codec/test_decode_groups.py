@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from logitstore.codec import GroupRows
     from tests.kernels.codec.coded_batches import Words
 
+pytestmark = pytest.mark.usefixtures("quick_interpreter")
 each_kind = pytest.mark.parametrize("kind", KINDS)
 everywhere = pytest.mark.parametrize("kernels", [False, True])
 

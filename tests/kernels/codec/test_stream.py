@@ -11,6 +11,7 @@ from logitstore.stream import BatchStream, Collate
 from tests.conftest import use_codebooks_in_turns
 from tests.stream.test_device import same
 
+pytestmark = pytest.mark.usefixtures("quick_interpreter")
 EXACT: dict[str, Any] = {}
 COMPACT = {"codec": CodecRecord.compact(training_rows=4, retrain_rows=8), "rows_per_shard": 8}
 
