@@ -104,6 +104,28 @@ def _note(status, target, answers, wanted, broken, mask):
 
 
 @triton.jit
+def _next_row(
+    counts, offsets, status, slots, live, ended, length, row, stop, target, answers, state, position, used, broken,
+    count, wanted, begin, FLAT: tl.constexpr,
+):  # fmt: skip
+    """Stop lanes whose group has ended or is broken, which is noted, and move those on whose row has ended.
+
+    Returns which lanes go on and which of them with a new row, its number, the row of the batch, and what `_row` says.
+    """
+    broken = tl.where(live & ((position > length) | (used > 16 * length)), 1, broken)
+    closed = ended & (row + 1 == stop)
+    broken = tl.where(closed & (broken == 0), _end(state, position, used, length), broken)
+    _note(status, target, answers, wanted, broken, live)
+    live = live & ~closed & (broken == 0)
+    fresh = ended & live
+    row += fresh.to(tl.int32)
+    target += fresh.to(tl.int32)
+    next_count, next_wanted, next_begin = _row(counts, row, target, offsets, slots, fresh, FLAT)
+    count, begin = tl.where(fresh, next_count, count), tl.where(fresh, next_begin, begin)
+    return live, fresh, row, target, count, tl.where(fresh, next_wanted, wanted), begin
+
+
+@triton.jit
 def _gap_context(left, rank):
     """As `codebook.gap_context`."""
     size = (left >= 2).to(tl.int32) + (left >= 4) + (left >= 8) + (left >= 16) + (left >= 32) + (left >= 64)
@@ -171,17 +193,10 @@ def ids_of_groups(
             broken = tl.where(live & ~is_class & (done < hits) & (nibble >= last), 3, broken)
             phase = tl.where(behind, 3, phase)
             ended = behind & (done >= count)
-            broken = tl.where(live & ((position > length) | (used > 16 * length)), 1, broken)
-            closed = ended & (row + 1 == stop)
-            broken = tl.where(closed & (broken == 0), _end(state, position, used, length), broken)
-            _note(status, target, answers, wanted, broken, live)
-            live = live & ~closed & (broken == 0)
-            fresh = ended & live
-            row += fresh.to(tl.int32)
-            target += fresh.to(tl.int32)
-            next_count, next_wanted, next_begin = _row(counts, row, target, offsets, slots, fresh, FLAT)
-            count, begin = tl.where(fresh, next_count, count), tl.where(fresh, next_begin, begin)
-            wanted = tl.where(fresh, next_wanted, wanted)
+            live, fresh, row, target, count, wanted, begin = _next_row(
+                counts, offsets, status, slots, live, ended, length, row, stop, target, answers, state, position, used,
+                broken, count, wanted, begin, FLAT,
+            )  # fmt: skip
             phase, done, rank = tl.where(fresh, 0, phase), tl.where(fresh, 0, done), tl.where(fresh, 0, rank)
         going = tl.sum(live.to(tl.int32), 0)
 
@@ -233,17 +248,10 @@ def values_of_groups(
             # What comes next.
             phase = tl.where(in_base, tl.where(base < 0, 2, 1), phase)
             ended = live & ~in_base & (column >= count)
-            broken = tl.where(live & ((position > length) | (used > 16 * length)), 1, broken)
-            closed = ended & (row + 1 == stop)
-            broken = tl.where(closed & (broken == 0), _end(state, position, used, length), broken)
-            _note(status, target, answers, wanted, broken, live)
-            live = live & ~closed & (broken == 0)
-            fresh = ended & live
-            row += fresh.to(tl.int32)
-            target += fresh.to(tl.int32)
-            next_count, next_wanted, next_begin = _row(counts, row, target, offsets, slots, fresh, FLAT)
-            count, begin = tl.where(fresh, next_count, count), tl.where(fresh, next_begin, begin)
-            wanted = tl.where(fresh, next_wanted, wanted)
+            live, fresh, row, target, count, wanted, begin = _next_row(
+                counts, offsets, status, slots, live, ended, length, row, stop, target, answers, state, position, used,
+                broken, count, wanted, begin, FLAT,
+            )  # fmt: skip
             phase, column, context = tl.where(fresh, 0, phase), tl.where(fresh, 0, column), tl.where(fresh, 0, context)
             edge = tl.where(fresh, 1, edge)
         going = tl.sum(live.to(tl.int32), 0)

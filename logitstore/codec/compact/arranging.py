@@ -54,7 +54,7 @@ def _rank(ids: Any, counts: Any, ranks: Any, numbers: Any, most: Any, ranked: An
         # A loop of its own, which becomes vector instructions.
         for slot in range(count):
             high = max(high, ids[at, np.uint64(slot)])
-        if count and high >= len(ranks):
+        if high >= len(ranks):
             return row
         starts[row] = end
         for slot in range(count):

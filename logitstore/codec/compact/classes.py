@@ -110,9 +110,8 @@ class ClassScores:
         contexts = np.repeat(np.tile(np.arange(len(density)), book.classes), runs)
         owners = np.repeat(np.repeat(np.arange(book.classes), len(density)), runs)
         scored = _some(np.unique(book.listed).astype(np.int64), slots)
-        number = np.minimum(np.searchsorted(scored, book.listed), len(scored) - 1) if len(scored) else book.listed
-        kept = np.flatnonzero(scored[number] == book.listed) if len(scored) else np.empty(0, np.int64)
-        number, contexts, owners = number[kept], contexts[kept], owners[kept]
+        kept = np.isin(book.listed, scored)
+        number, contexts, owners = np.searchsorted(scored, book.listed[kept]), contexts[kept], owners[kept]
         odds = np.log2(density / (1 - density))[contexts] + escape_bits(scored[number])
         weights = np.zeros((len(scored), book.classes), np.int8)
         weights[number, owners] = np.clip(np.rint(odds * UNITS), -127, 127)

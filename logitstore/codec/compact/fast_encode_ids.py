@@ -107,7 +107,8 @@ class IdEncoder:
     def __call__(self, rows: Arrangement, group_log2: int) -> tuple[int, NDArray[np.int64], NDArray[np.uint16]]:
         """Code rows: the first that cannot be coded or -1, words of each group, and the words."""
         book, slots = self._book, rows.ranks.shape[1]
-        room = Room(len(rows.ranks), group_log2, book.longest + slots + 18, slots + 2)
+        # A class, misses, nibbles and gaps; and nibbles are noted sixteen at a time.
+        room = Room(len(rows.ranks), group_log2, 2 + book.longest + slots + 16, slots + 2)
         end = _encode(
             rows.ranks, rows.counts, rows.sources, rows.classes, rows.hits, rows.masks, group_log2, book.first_nibble,
             self._first_tables, self._nibble_tables, self._bank.contexts[2], self._present, PACKED_WORDS,
